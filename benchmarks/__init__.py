@@ -1,0 +1,1 @@
+"""Overhead, throughput and migration speed beside peers: python -m benchmarks."""

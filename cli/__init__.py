@@ -1,0 +1,1 @@
+"""The datalayer command; every command is a thin call to a library function."""

@@ -1,0 +1,1 @@
+"""The control store: epochs, processes, migrations, checkpoints, intents, audit log."""

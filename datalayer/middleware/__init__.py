@@ -1,0 +1,1 @@
+"""One interceptor chain around every call: deadline, trace, metrics, retry, breaker."""

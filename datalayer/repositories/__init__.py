@@ -1,0 +1,1 @@
+"""What services call: typed, asynchronous, intent-named methods; no driver types in or out."""

@@ -1,0 +1,1 @@
+"""Which store serves a key right now: routers, gates, slots and shards."""

@@ -1,0 +1,1 @@
+"""Contract suites, fakes, workload, ledger, oracles and failpoints, shipped to users."""

@@ -1,0 +1,1 @@
+"""What each backend must look like: SQL metadata, migrations, CQL files, index mappings."""

@@ -1,0 +1,1 @@
+"""Tests by kind: unit, contract, simulation, integration (real servers), acceptance (CLI)."""

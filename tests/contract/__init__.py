@@ -1,0 +1,1 @@
+"""One suite per domain port, run on every store and fake."""
