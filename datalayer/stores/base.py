@@ -1,0 +1,295 @@
+"""The ports: what every store of a movable domain offers, whatever product is behind it.
+
+Every store is a last-writer-wins map of records. ``apply`` is idempotent and commutative: a record lands only where
+its version is newer. Everything that moves data - backfill, eager apply, replay, repair, rollback - is "scan or
+journal -> apply".
+
+Two classes of authority exist. A *transactional* store (SQL) runs a mutation natively and guards itself by triggers
+(``Guard``). Any other store is wrapped by ``LastWriterAuthority``, whose journal and gate are intents in the control
+store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from datalayer.clock import Deadline
+    from datalayer.domains.record import Key, Kind, Record
+    from datalayer.types import Message, User
+
+AuthorityClass = Literal["transactional", "last_writer"]
+Role = Literal["authority", "copy", "retired"]
+
+
+class ScanPage(NamedTuple):
+    """A page of a scan: records (tombstones included), the token to go on after, and whether the range is done."""
+
+    records: list[Record]
+    after: str | None
+    done: bool
+
+
+class Executed(NamedTuple):
+    """The entity after a mutation, and the records it changed (none: nothing changed)."""
+
+    entity: Any
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The fencing token of a coordinator: a database that has seen a higher value refuses this one (LostLease)."""
+
+    migration: str
+    domain: str
+    attempt: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetaRow:
+    """What a backend says of itself: one row per (domain, attempt) in its datalayer_meta table."""
+
+    domain: str
+    attempt: int
+    deployment: str
+    role: Role
+    epoch: int
+
+
+FenceState = Literal["open", "lapsing", "sealed"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardState:
+    """Whether the journal is on, how writes are fenced now (a lapsed fence is open), and by which flip."""
+
+    installed: bool
+    fence: FenceState
+    flip: int
+    tampered: bool = False
+    """Somebody else dropped or changed the guard since it was installed: the journal can no longer be trusted."""
+
+
+@runtime_checkable
+class Port(Protocol):
+    """A domain's store at one place."""
+
+    kinds: Sequence[Kind]
+
+    async def create(self) -> None:
+        """Make the physical tables of this place if absent. Idempotent."""
+        ...
+
+    async def drop(self) -> None:
+        """Drop the physical tables of this place. Idempotent."""
+        ...
+
+    async def empty(self) -> bool:
+        """Whether the place exists and holds no record at all (a missing place raises SchemaBehind)."""
+        ...
+
+    async def plan_scan(self, n: int) -> list[str]:
+        """About ``n`` ranges, as opaque serialisable text, that together cover every record that exists now.
+
+        Planned once and never split again. Ends are fixed now, so a scan ends under endless inserts.
+        """
+        ...
+
+    async def scan(self, range_: str, after: str | None, limit: int) -> ScanPage:
+        """The next at most ``limit`` records of a range, in the store's own stable order, read at its quorum."""
+        ...
+
+    async def fetch(self, keys: Sequence[Key]) -> dict[Key, Record]:
+        """The records (tombstones too) of those keys that exist, read at the authority's consistency."""
+        ...
+
+    async def apply(self, records: Sequence[Record]) -> None:
+        """Store each record whose version is newer than what is stored; acknowledged at the write quorum.
+
+        Raises Quarantine naming the records that this store cannot take, after all others were applied.
+        Unavailable or OutcomeUnknown otherwise; repeating is harmless.
+        """
+        ...
+
+    async def estimate(self) -> int:
+        """About how many records there are; cheap, may be wrong by a factor."""
+        ...
+
+    def check(self, record: Record) -> str | None:
+        """Why this store could never take the record (a limit of its codec), or None."""
+        ...
+
+
+class Journal(Protocol):
+    """The durable set of keys whose mirror may be behind: coalesced, without a cursor."""
+
+    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Record]:
+        """At most ``limit`` dirty records as they are now; ``part`` = (i, n) spreads them over n replayers by hash."""
+        ...
+
+    async def settle(self, seen: Sequence[Record]) -> None:
+        """Clear each key whose journal entry is at exactly the version of the record applied."""
+        ...
+
+    async def backlog(self) -> int:
+        """How many keys are dirty."""
+        ...
+
+    async def dirty(self, routings: Sequence[bytes], keys: Sequence[Key] | None = None) -> bool:
+        """Whether any key with one of these routing keys (or just ``keys``) is dirty.
+
+        Raises StaleRoute when this attempt's journal does not exist: a missing journal never means clean.
+        """
+        ...
+
+    async def foreign_writers(self) -> list[str]:
+        """Names of programs other than this library that have written while the journal was on."""
+        ...
+
+
+class Guard(Protocol):
+    """Journal and fence of one side of one attempt. The fence is exact: after it no write of anybody commits."""
+
+    journal: Journal
+
+    async def install(self, token: Token, *, sealed: bool) -> None:
+        """Put the journal on; with ``sealed`` the place refuses all writes but applies from the first moment.
+
+        When it returns, every write that commits later is journalled in its own transaction. Idempotent.
+        """
+        ...
+
+    async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
+        """Refuse writes of everybody for ``lapse_s`` seconds, then lapse by itself. No write is running on return.
+
+        Raises Unavailable (naming who is in the way) when the lock cannot be had in ``lock_timeout_s``.
+        """
+        ...
+
+    async def seal(self, token: Token, flip: int) -> None:
+        """Replace the lapsing fence of this flip by one without expiry. MigrationError when it had lapsed before."""
+        ...
+
+    async def open(self, flip: int) -> None:
+        """Accept writes again, journalled. Needs no DDL; idempotent; may be done by any process."""
+        ...
+
+    async def state(self) -> GuardState:
+        """What is in force now."""
+        ...
+
+    async def remove(self, token: Token, *, keep_fence: bool) -> None:
+        """Journal off for good; the fence goes too unless ``keep_fence`` (the retired side). Idempotent."""
+        ...
+
+
+class MessageReads(Protocol):
+    """Typed reads of messages. Deleted ones are returned by ``get`` and ``get_many`` (callers filter)."""
+
+    async def get(self, conversation_id: UUID, message_id: UUID, deadline: Deadline) -> Message | None:
+        """One message, also a deleted one."""
+        ...
+
+    async def get_many(self, keys: Sequence[tuple[UUID, UUID]], deadline: Deadline) -> list[Message]:
+        """Those of the (conversation, id) pairs that exist, in any order."""
+        ...
+
+    async def history(  # noqa: PLR0913 - the parameters are the query
+        self,
+        conversation_id: UUID,
+        limit: int,
+        deadline: Deadline,
+        *,
+        after: UUID | None = None,
+        oldest_first: bool = False,
+        include_deleted: bool = False,
+    ) -> list[Message]:
+        """At most ``limit`` messages beyond ``after`` in the order asked, filled to the limit; newest first."""
+        ...
+
+
+class UserReads(Protocol):
+    """Typed reads of users; deleted users are returned (callers filter)."""
+
+    async def get(self, user_id: UUID, deadline: Deadline) -> User | None:
+        """One user."""
+        ...
+
+    async def get_many(self, ids: Sequence[UUID], deadline: Deadline) -> list[User]:
+        """Those that exist, in any order."""
+        ...
+
+    async def claim_owner(self, key: bytes, deadline: Deadline) -> UUID | None:
+        """The owner of a live claim."""
+        ...
+
+    async def page(self, limit: int, deadline: Deadline, *, after: UUID | None = None) -> list[User]:
+        """Live users by id, ascending, beyond ``after``."""
+        ...
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """A store that orders writes itself."""
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:  # noqa: ANN401 - each domain's own union
+        """Run one mutation atomically, as the domain's decide() says.
+
+        Raises NotFound, AlreadyExists, Conflict, Fenced (everything rolled back), StaleRoute (the place is gone),
+        Unavailable (not applied), OutcomeUnknown.
+        """
+        ...
+
+    def guard(self, attempt: int) -> Guard:
+        """Journal and fence of this store for an attempt."""
+        ...
+
+
+class Backend(Protocol):
+    """One configured product: a database, a cluster, a folder."""
+
+    name: str
+    product: str
+    authority_class: AuthorityClass
+
+    async def open(self) -> None:
+        """Connect; Unavailable or PreconditionFailed in one clear sentence otherwise."""
+        ...
+
+    async def close(self) -> None:
+        """Give everything back. Idempotent."""
+        ...
+
+    async def ping(self, deadline: Deadline) -> None:
+        """Raise Unavailable unless it answers."""
+        ...
+
+    def refuses(self, domain: str) -> str | None:
+        """Why this product cannot hold the domain, or None."""
+        ...
+
+    def store(self, domain: str, attempt: int) -> Any:  # noqa: ANN401 - a Port plus the domain's reads, by domain
+        """The domain's store at a place here: Port + typed reads, + Transactional where the product is that."""
+        ...
+
+    async def ensure_schema(self, *, create: bool) -> None:
+        """Check schema versions (SchemaBehind naming ``datalayer schema upgrade``, SchemaAhead); create when told."""
+        ...
+
+    async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
+        """All datalayer_meta rows, by (domain, attempt)."""
+        ...
+
+    async def write_meta(self, row: MetaRow) -> None:
+        """Upsert one datalayer_meta row unless the stored one has a higher epoch."""
+        ...
+
+    async def raise_token(self, token: Token) -> None:
+        """Record a new coordinator's token; LostLease when a higher one is there already."""
+        ...

@@ -1,0 +1,1 @@
+"""What SQL stores share: statements written once with SQLAlchemy Core, compiled once per dialect."""

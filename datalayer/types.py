@@ -1,0 +1,87 @@
+"""What repositories take and give: frozen values, no driver types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from datalayer.ids import id_time_us
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+T = TypeVar("T")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_US: Final = timedelta(microseconds=1)
+
+
+def from_us(value: int) -> datetime:
+    """The UTC-aware time of microseconds since 1970, exactly."""
+    return _EPOCH + value * _US
+
+
+def to_us(value: datetime) -> int:
+    """Microseconds since 1970 of an aware time, exactly."""
+    return (value - _EPOCH) // _US
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation. ``version`` rises with every change and is not a counter."""
+
+    id: UUID
+    conversation_id: UUID
+    sender_id: UUID
+    body: str
+    kind: str = "text"
+    thread_id: UUID | None = None
+    attachments: tuple[UUID, ...] = ()
+    edited_at_us: int | None = None
+    deleted: bool = False
+    version: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def created_at(self) -> datetime:
+        """The time of the id, UTC-aware."""
+        return from_us(id_time_us(self.id))
+
+    @property
+    def edited_at(self) -> datetime | None:
+        """When it was last edited, UTC-aware."""
+        return None if self.edited_at_us is None else from_us(self.edited_at_us)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One user. ``version`` is what ``update(expected_version=...)`` compares."""
+
+    id: UUID
+    username: str
+    email: str | None = None
+    display_name: str = ""
+    status: str = "active"
+    updated_at_us: int = 0
+    deleted: bool = False
+    version: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def created_at(self) -> datetime:
+        """The time of the id, UTC-aware."""
+        return from_us(id_time_us(self.id))
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it was last changed, UTC-aware."""
+        return from_us(self.updated_at_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing; ``next_cursor`` is None on the last one."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None = None
