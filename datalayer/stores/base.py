@@ -165,6 +165,12 @@ class Guard(Protocol):
         """
         ...
 
+    async def apply(self, records: Sequence[Record]) -> None:
+        """``Port.apply`` as this attempt's replayer: passes the fence, is not journalled, consults the tombstones of
+        foreign hard deletes, and lands nowhere (StaleRoute) once the attempt has ended.
+        """
+        ...
+
     async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
         """Refuse writes of everybody for ``lapse_s`` seconds, then lapse by itself. No write is running on return.
 
