@@ -138,7 +138,7 @@ class IntentLog(Protocol):
 
     journal: Journal
 
-    async def admit(self, record: Record, *, lead: int, create: bool, deadline: Deadline) -> Admitted:
+    async def admit(self, record: Record, *, lead: int, create: bool, deadline: Deadline | None) -> Admitted:
         """Lock the gate row FOR SHARE, then as a second statement check it, allot the version, store the intent.
 
         Allotted = max(record.version, pending.version + 2 + lead, floor + 2 + lead), where record.version is already

@@ -190,6 +190,15 @@ class Guard(Protocol):
         """What is in force now."""
         ...
 
+    async def repair(self, keys: Sequence[Key], ghosts: Sequence[Record], now_us: int) -> None:
+        """Make the replayer bring the mirror in step, by versions alone: there is no other write path.
+
+        Each of ``keys`` stored here gets its version lifted under its lock to max(version + 2, now) (+ FINAL_LEAD for
+        a tombstone) and is journalled; each of ``ghosts`` (a tombstone record whose key is absent here) is entered as
+        a journalled tombstone unless the key has appeared meanwhile.
+        """
+        ...
+
     async def remove(self, token: Token, *, keep_fence: bool) -> None:
         """Journal off for good; the fence goes too unless ``keep_fence`` (the retired side). Idempotent."""
         ...

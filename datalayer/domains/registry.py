@@ -1,0 +1,57 @@
+"""The movable domains by name: what the engine needs to know of each, and nothing else does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from datalayer.domains import messages, users
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from datalayer.domains.record import Key, Kind, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One movable domain."""
+
+    name: str
+    kinds: tuple[Kind, ...]
+    needs_compare_and_set: bool
+    keys_of: Callable[[Any], tuple[Key, ...]]
+    decide: Callable[[Any, Mapping[Key, Record], int], tuple[Any, tuple[Record, ...]]]
+    to_entity: Callable[[Record], Any]
+    tombstone: Callable[[str, bytes, int], Record]
+
+    def kind(self, name: str) -> Kind:
+        """The kind of that name."""
+        return next(kind for kind in self.kinds if kind.name == name)
+
+
+def _message_tombstone(kind: str, key: bytes, version: int) -> Record:
+    assert kind == "message", "the messages domain has one kind"
+    return messages.tombstone(key, version)
+
+
+DOMAINS: Final[dict[str, Domain]] = {
+    "messages": Domain(
+        "messages",
+        messages.KINDS,
+        needs_compare_and_set=False,
+        keys_of=messages.keys_of,
+        decide=messages.decide,
+        to_entity=messages.to_message,
+        tombstone=_message_tombstone,
+    ),
+    "users": Domain(
+        "users",
+        users.KINDS,
+        needs_compare_and_set=True,
+        keys_of=users.keys_of,
+        decide=users.decide,
+        to_entity=users.to_user,
+        tombstone=users.tombstone,
+    ),
+}

@@ -1,0 +1,179 @@
+"""The authority of a store without transactions: read, decide, intent, apply, answer.
+
+While a migration lives, every write is admitted by the gate in the control store first: one function locks the gate
+row, checks it, allots the version and stores the intent with its full payload. So the fence of such a side is as
+exact as a trigger (I6), and a writer that dies after its intent leaves everything a replayer needs (I1). After an
+intent the outcome is never "not applied".
+
+At rest processes allot versions themselves: above the version seen and the clock, even, with a number of the process
+in the low bits. Two edits that are truly concurrent may tie only across processes of one number; the greater bytes of
+the one record cell win then, everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from datalayer.control.base import AdmitState
+from datalayer.domains.messages import Append, Delete
+from datalayer.domains.record import FINAL_LEAD
+from datalayer.errors import (
+    AlreadyExists,
+    DatalayerError,
+    DeadlineExceeded,
+    Fenced,
+    InvalidArgument,
+    NotFound,
+    OutcomeUnknown,
+    Quarantine,
+    StaleRoute,
+)
+from datalayer.ids import id_time_us
+from datalayer.stores.base import Executed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from datalayer.clock import Clock, Deadline
+    from datalayer.control.base import Admitted, IntentLog
+    from datalayer.domains.messages import MessageMutation
+    from datalayer.domains.record import Key, Record
+    from datalayer.domains.registry import Domain
+    from datalayer.stores.base import GuardState, Journal, Port, Token
+
+PROCESS_NUMBERS: Final = 1024
+
+
+class LastWriterAuthority:
+    """Runs mutations of one domain on a last-writer store."""
+
+    def __init__(
+        self,
+        store: Port,
+        domain: Domain,
+        clock: Clock,
+        process_number: int,
+        intents: IntentLog | None,
+        check: Callable[[Record], str | None] | None,
+    ) -> None:
+        self._store = store
+        self._domain = domain
+        self._clock = clock
+        self._low_bits = (process_number % PROCESS_NUMBERS) << 1
+        self._intents = intents
+        self._check = check
+
+    async def execute(self, mutation: MessageMutation, deadline: Deadline) -> Executed:
+        """Run one mutation, as the domain's decide() says (see Transactional.execute)."""
+        current: dict[Key, Record] = {}
+        keys = self._domain.keys_of(mutation)
+        if not (isinstance(mutation, Append) and mutation.fresh):
+            current = await _within(deadline, self._store.fetch(keys), DeadlineExceeded)
+        entity, records = self._domain.decide(mutation, current, self._clock.now_us())
+        if not records:
+            return Executed(entity, ())
+        assert len(records) == 1, "a last-writer authority changes one record at a time"
+        record = records[0]
+        self._refuse_unstorable(record)
+        create = isinstance(mutation, Append)
+        if self._intents is None:
+            record = record if create else self._allot(record, current[keys[0]])
+        else:
+            lead = FINAL_LEAD if record.deleted else 0
+            admitted = await self._intents.admit(record, lead=lead, create=create, deadline=deadline)
+            if admitted.state is not AdmitState.ADMITTED:
+                return self._not_admitted(mutation, admitted, entity)
+            assert admitted.record is not None, "an admitted record comes back with its version"
+            record = admitted.record
+        await self._put(record, deadline)
+        return Executed(self._domain.to_entity(record), (record,))
+
+    async def _put(self, record: Record, deadline: Deadline) -> None:
+        try:
+            await _within(deadline, self._store.apply((record,)), OutcomeUnknown)
+        except Quarantine as error:
+            raise InvalidArgument(error.message) from error
+        except (OutcomeUnknown, StaleRoute):
+            raise
+        except DatalayerError as error:
+            if self._intents is None:
+                raise
+            message = f"the write was admitted but the store did not confirm it: {error.message}"
+            raise OutcomeUnknown(message) from error
+
+    def _allot(self, record: Record, seen: Record) -> Record:
+        lead = FINAL_LEAD if record.deleted else 0
+        base = max(seen.version + 2, self._clock.now_us())
+        return record._replace(version=((base >> 11) + 1 << 11 | self._low_bits) + lead)
+
+    def _refuse_unstorable(self, record: Record) -> None:
+        reason = self._store.check(record) or (self._check(record) if self._check else None)
+        if reason:
+            raise InvalidArgument(reason)
+
+    def _not_admitted(self, mutation: MessageMutation, admitted: Admitted, entity: Any) -> Executed:
+        match admitted.state:
+            case AdmitState.FENCED:
+                raise Fenced("writes are held during a cut-over")
+            case AdmitState.STALE:
+                raise StaleRoute("the migration this write belonged to has moved on")
+            case AdmitState.DELETED if isinstance(mutation, Delete):
+                return Executed(entity, ())
+            case AdmitState.DELETED:
+                raise NotFound(f"message {mutation.id} was deleted")
+            case _:
+                assert isinstance(mutation, Append), "only an append finds a pending intent in its way"
+                assert admitted.record is not None, "EXISTS carries what is pending"
+                stored = self._domain.to_entity(admitted.record)
+                first = stored.version == id_time_us(mutation.id)
+                if stored.sender_id != mutation.sender_id or (first and stored.body != mutation.body):
+                    raise AlreadyExists(f"message {mutation.id} exists already with another sender or body")
+                return Executed(stored, ())
+
+
+class IntentGuard:
+    """Journal and fence of a last-writer side: the intents in the control store, plus applies into the store."""
+
+    def __init__(self, store: Port, intents: IntentLog) -> None:
+        self._store = store
+        self._intents = intents
+        self.journal: Journal = intents.journal
+
+    async def install(self, token: Token, *, sealed: bool) -> None:
+        await self._intents.install(token, sealed=sealed)
+
+    async def apply(self, records: Sequence[Record]) -> None:
+        # A late apply cannot resurrect anything here: tombstones stay in the data, above every edit in flight.
+        await self._store.apply(records)
+
+    async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
+        await self._intents.fence(token, flip, lapse_s, lock_timeout_s)
+
+    async def seal(self, token: Token, flip: int) -> None:
+        await self._intents.seal(token, flip)
+
+    async def open(self, flip: int) -> None:
+        await self._intents.open(flip)
+
+    async def state(self) -> GuardState:
+        return await self._intents.state()
+
+    async def remove(self, token: Token, *, keep_fence: bool) -> None:
+        await self._intents.remove(token, keep_fence=keep_fence)
+
+    async def repair(self, keys: Sequence[Key], ghosts: Sequence[Record], now_us: int) -> None:
+        # Both become intents: the replayer brings them to this store first, then to the mirror.
+        found = await self._store.fetch(list(keys))
+        again = [record._replace(version=max(record.version + 2, now_us)) for record in found.values()]
+        lifted = [r._replace(version=r.version + FINAL_LEAD) if r.deleted else r for r in again]
+        for record in [*lifted, *ghosts]:
+            await self._intents.admit(record, lead=0, create=False, deadline=None)
+
+
+async def _within(deadline: Deadline, call: Any, error: type[DatalayerError]) -> Any:
+    try:
+        async with asyncio.timeout(max(deadline.remaining(), 0.0)):
+            return await call
+    except TimeoutError:
+        raise error from None
