@@ -1,0 +1,18 @@
+"""Real servers without Docker, as children of the test run. See README.md."""
+
+from tests.servers.errors import InstallFailed, NotControllable, PortBusy, ServerError, StartFailed
+from tests.servers.interface import CassandraCluster, CassandraServer, PostgresServer, Server
+from tests.servers.servers import Servers
+
+__all__ = [
+    "CassandraCluster",
+    "CassandraServer",
+    "InstallFailed",
+    "NotControllable",
+    "PortBusy",
+    "PostgresServer",
+    "Server",
+    "ServerError",
+    "Servers",
+    "StartFailed",
+]

@@ -1,0 +1,93 @@
+"""Servers that somebody else runs, named by environment variables."""
+
+import os
+import re
+from collections.abc import Sequence
+from urllib.parse import parse_qs, urlsplit
+
+from tests.servers.cassandra import probe
+from tests.servers.errors import NotControllable, ServerError
+from tests.servers.postgres.server import create_database
+
+POSTGRES_VARIABLE = "DATALAYER_TEST_POSTGRES_URL"
+CASSANDRA_VARIABLE = "DATALAYER_TEST_CASSANDRA_URL"
+_CASSANDRA_PORT = 9042
+
+
+class _Given:
+    controllable = False
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def start(self) -> None:
+        self._refuse("started")
+
+    def stop(self) -> None:
+        self._refuse("stopped")
+
+    def kill9(self) -> None:
+        self._refuse("killed")
+
+    def pause(self) -> None:
+        self._refuse("paused")
+
+    def resume(self) -> None:
+        self._refuse("resumed")
+
+    def _refuse(self, verb: str) -> None:
+        address = urlsplit(self.url).netloc.rpartition("@")[2]
+        raise NotControllable(f"the server at {address} was given by URL and cannot be {verb} from here")
+
+
+class GivenPostgres(_Given):
+    """A Postgres given by URL; its user needs the right to make databases."""
+
+    def create_database(self, name: str) -> str:
+        """Makes an empty database and returns its URL."""
+        return create_database(self.url, name)
+
+
+class GivenCassandra(_Given):
+    """A Cassandra given by URL, one node or many; its keyspaces are left behind."""
+
+    nodes: Sequence["GivenCassandra"] = ()
+
+    def create_keyspace(self, name: str) -> str:
+        """Makes a keyspace, when there is none of that name, and returns its URL."""
+        parts = urlsplit(self.url)
+        query = parse_qs(parts.query)
+        datacenter = query.get("local_dc", ["datacenter1"])[0]
+        replication = query.get("replication", ["1"])[0]
+        host, _, port = re.split(r"[,@]", parts.netloc)[-1].partition(":")
+        options = f"{{'class': 'NetworkTopologyStrategy', '{datacenter}': {replication}}}"
+        statement = f"CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {options}"
+        error = probe.execute(host, int(port or _CASSANDRA_PORT), statement)
+        if error is not None:
+            raise ServerError(f"{host} did not make keyspace {name}: {error}")
+        return parts._replace(path=f"/{name}").geturl()
+
+    def await_whole(self) -> None:
+        """Refused: the nodes are not known one by one."""
+        self._refuse("watched")
+
+
+def given_postgres(count: int, *, run: str) -> list[GivenPostgres]:
+    """The Postgres servers of the environment; empty when it names none.
+
+    Where it names fewer than asked for, the rest are new databases on the same servers, in turn.
+    """
+    urls = [url.strip() for url in os.environ.get(POSTGRES_VARIABLE, "").split(",") if url.strip()]
+    if not urls:
+        return []
+    servers = [GivenPostgres(url) for url in urls[:count]]
+    for number in range(len(urls), count):
+        url = create_database(urls[number % len(urls)], f"datalayer_{run}_{number}")
+        servers.append(GivenPostgres(url))
+    return servers
+
+
+def given_cassandra() -> GivenCassandra | None:
+    """The Cassandra of the environment, if it names one."""
+    url = os.environ.get(CASSANDRA_VARIABLE)
+    return GivenCassandra(url) if url else None

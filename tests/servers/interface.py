@@ -1,0 +1,61 @@
+"""What tests see of a server, wherever it runs."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Server(Protocol):
+    """A real server. All calls block until done; start, stop, kill9 and resume may be repeated."""
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+
+    @property
+    def controllable(self) -> bool:
+        """False for a server given by URL: only url and the create calls work then."""
+
+    def start(self) -> None:
+        """Starts again over the same data, at the same URL, and waits until ready.
+
+        Raises:
+            StartFailed: it ended or did not answer in time; the message holds the end of its log.
+            PortBusy: somebody else has taken its port meanwhile.
+        """
+
+    def stop(self) -> None:
+        """Ends it in its own orderly way."""
+
+    def kill9(self) -> None:
+        """SIGKILL to all its processes; returns when they are gone and the port is free."""
+
+    def pause(self) -> None:
+        """SIGSTOP to all its processes: connections stay open and hang."""
+
+    def resume(self) -> None:
+        """SIGCONT to all its processes."""
+
+
+class PostgresServer(Server, Protocol):
+    """A Postgres cluster (in Postgres's sense: one postmaster and its databases)."""
+
+    def create_database(self, name: str) -> str:
+        """Makes an empty database and returns its URL."""
+
+
+class CassandraServer(Server, Protocol):
+    """A Cassandra node, or a whole ring steered as one."""
+
+    def create_keyspace(self, name: str) -> str:
+        """Makes a keyspace, when there is none of that name, and returns its URL."""
+
+
+class CassandraCluster(CassandraServer, Protocol):
+    """A ring whose nodes can be steered one by one."""
+
+    @property
+    def nodes(self) -> Sequence[CassandraServer]:
+        """The nodes; none when the cluster was given by URL."""
+
+    def await_whole(self) -> None:
+        """Waits until every node reaches every replica, for instance after one came back."""
