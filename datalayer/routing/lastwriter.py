@@ -156,6 +156,10 @@ class IntentGuard:
     async def open(self, flip: int) -> None:
         await self._intents.open(flip)
 
+    async def set_floor(self, version: int) -> None:
+        """Versions allotted from now on are above this one."""
+        await self._intents.set_floor(version)
+
     async def state(self) -> GuardState:
         return await self._intents.state()
 

@@ -1,0 +1,127 @@
+"""Routings compiled against open stores: what an operation takes once and keeps to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from datalayer.domains.registry import DOMAINS
+from datalayer.errors import RoutingMismatch
+from datalayer.routing.eager import EagerApplier
+from datalayer.routing.lastwriter import IntentGuard, LastWriterAuthority
+from datalayer.routing.route import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from datalayer.clock import Clock, Deadline
+    from datalayer.control.base import Control
+    from datalayer.routing.route import Place, Routing
+    from datalayer.stores.base import Backend, Executed, Guard
+
+Side = Literal["source", "target"]
+
+
+@dataclass(slots=True)
+class Route:
+    """One routing, ready to be used. ``inflight`` counts the writes begun under it that have not ended."""
+
+    routing: Routing
+    authority: Any
+    execute: Callable[[Any, Deadline], Awaitable[Executed]]
+    guard: Guard | None = None
+    mirror: Any = None
+    mirror_guard: Guard | None = None
+    eager: EagerApplier | None = None
+    journal_first: bool = False
+    last_writer: bool = False
+    inflight: int = field(default=0)
+
+
+class Places:
+    """Opens stores and guards by place, and compiles routes."""
+
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        control: Control,
+        clock: Clock,
+        *,
+        process_number: int = 0,
+        eager: bool = True,
+    ) -> None:
+        self.backends = backends
+        self.control = control
+        self.clock = clock
+        self._process_number = process_number
+        self._eager = eager
+        self._stores: dict[tuple[str, Place], Any] = {}
+
+    def backend(self, place: Place) -> Backend:
+        """The configured backend of a place."""
+        try:
+            return self.backends[place.backend]
+        except KeyError:
+            message = f"the control store routes data to backend {place.backend!r}, which is not configured here"
+            raise RoutingMismatch(message, hint=f"add [backends.{place.backend}] to the configuration") from None
+
+    def store(self, domain: str, place: Place) -> Any:
+        """The domain's store at a place (Port, typed reads, Transactional where the product is)."""
+        key = (domain, place)
+        if key not in self._stores:
+            self._stores[key] = self.backend(place).store(domain, place.attempt)
+        return self._stores[key]
+
+    def guard(self, domain: str, place: Place, attempt: int, side: Side) -> Guard:
+        """Journal and fence of one side of an attempt."""
+        store = self.store(domain, place)
+        if self.backend(place).authority_class == "transactional":
+            guard: Guard = store.guard(attempt)
+            return guard
+        return IntentGuard(store, self.control.intents(domain, attempt, side))
+
+    def sides(self, routing: Routing) -> tuple[Guard, Guard]:
+        """(guard of the authority, guard of the mirror) while a migration lives."""
+        assert routing.target is not None, "a migration has a target"
+        source = self.guard(routing.domain, routing.source, routing.attempt, "source")
+        target = self.guard(routing.domain, routing.target, routing.attempt, "target")
+        return (source, target) if routing.authority == routing.source else (target, source)
+
+    def compile(self, routing: Routing) -> Route:
+        """The route of a routing."""
+        store = self.store(routing.domain, routing.authority)
+        last_writer = self.backend(routing.authority).authority_class == "last_writer"
+        if routing.mirror is None:
+            execute = self._last_writer(routing, store, None).execute if last_writer else store.execute
+            return Route(routing, store, execute, last_writer=last_writer)
+        guard, mirror_guard = self.sides(routing)
+        mirror = self.store(routing.domain, routing.mirror)
+        execute = self._last_writer(routing, store, mirror).execute if last_writer else store.execute
+        # Only replayers write the source while the target rules: late eager applies made ghosts (PROTOCOL).
+        forward = routing.phase in (Phase.DUAL, Phase.ARMED) and not last_writer
+        eager = EagerApplier(mirror_guard, guard.journal) if self._eager and forward else None
+        return Route(
+            routing,
+            store,
+            execute,
+            guard,
+            mirror,
+            mirror_guard,
+            eager,
+            journal_first=routing.reads_journal_first,
+            last_writer=last_writer,
+        )
+
+    def _last_writer(self, routing: Routing, store: Any, mirror: Any) -> LastWriterAuthority:
+        intents = None
+        if mirror is not None:
+            side: Side = "source" if routing.authority == routing.source else "target"
+            intents = self.control.intents(routing.domain, routing.attempt, side)
+        return LastWriterAuthority(
+            store,
+            DOMAINS[routing.domain],
+            self.clock,
+            self._process_number,
+            intents,
+            None if mirror is None else mirror.check,
+        )

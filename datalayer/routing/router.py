@@ -1,0 +1,155 @@
+"""The router of one domain: every read and write of the application passes here, and knows no phase.
+
+An operation takes one route at its start. A read goes to the authority, or during a cut-over by the journal-first
+rule (I3): a key that is dirty in the authority's journal is read at the authority, a clean one at the mirror, where
+every acknowledged write of it has arrived. A write that meets a fence was rolled back whole; it waits for the next
+routing, or for the fence to lapse, up to its own deadline - no client sees an error caused by a flip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from datalayer.errors import Closed, DeadlineExceeded, Fenced, Overloaded, StaleRoute, Unavailable
+from datalayer.ids import slot_of
+from datalayer.routing.route import Routing
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from datalayer.clock import Deadline
+    from datalayer.routing.lease import Lease
+    from datalayer.routing.places import Route
+
+R = TypeVar("R")
+HELD_MAX: Final = 10_000
+RETRY_S: Final = 0.02
+RELEASE_JITTER_S: Final = 0.005
+
+
+class Router:
+    """Routes one domain's operations."""
+
+    def __init__(self, domain: str, lease: Lease, ask_news: Callable[[], None], jitter: random.Random) -> None:
+        self.domain = domain
+        self._lease = lease
+        self._ask_news = ask_news
+        self._jitter = jitter
+        self._route: Route | None = None
+        self._older: list[Route] = []
+        self._changed = asyncio.Event()
+        self._held = 0
+
+    @property
+    def route(self) -> Route:
+        """The route that new operations use."""
+        if self._route is None:
+            raise Closed
+        return self._route
+
+    @property
+    def routing(self) -> Routing:
+        """The routing that new operations use."""
+        return self.route.routing
+
+    @property
+    def held(self) -> int:
+        """How many writes wait for the end of a hold."""
+        return self._held
+
+    def adopt(self, route: Route) -> None:
+        """Use this route for every operation that begins from now on."""
+        if self._route is not None:
+            self._older.append(self._route)
+        self._route = route
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def acknowledged(self) -> int:
+        """The epoch this process may acknowledge.
+
+        The present one - but where writers of a last-writer authority allotted versions themselves, only once the
+        writes begun under the older route have ended.
+        """
+        self._older = [r for r in self._older if r.inflight and r.last_writer and r.routing.at_rest]
+        return self._older[0].routing.epoch if self._older else self.routing.epoch
+
+    async def read(
+        self, routings: Sequence[bytes] | None, call: Callable[[Any, Deadline], Awaitable[R]], deadline: Deadline
+    ) -> R:
+        """Run ``call(store, deadline)`` on the store that must be read now.
+
+        ``routings``: the routing keys the call touches; None when it may touch any.
+        """
+        while True:
+            route = self.route
+            if not route.journal_first:
+                try:
+                    return await call(route.authority, deadline)
+                except StaleRoute as error:
+                    await self._wait_change(route, deadline, error)
+                    continue
+            await self._lease.wait(deadline)
+            try:
+                store = await self._journal_first(route, routings)
+                return await call(store, deadline)
+            except StaleRoute as error:
+                await self._wait_change(route, deadline, error)
+
+    async def write(self, mutation: Any, deadline: Deadline) -> Any:
+        """Run one mutation at the authority; the entity afterwards."""
+        while True:
+            route = self.route
+            route.inflight += 1
+            try:
+                executed = await route.execute(mutation, deadline)
+            except (Fenced, StaleRoute) as error:
+                refused = error
+            else:
+                if route.eager is not None and executed.records:
+                    route.eager.offer(executed.records)
+                return executed.entity
+            finally:
+                route.inflight -= 1
+            await self._hold(route, deadline, refused)
+
+    async def _journal_first(self, route: Route, routings: Sequence[bytes] | None) -> Any:
+        assert route.guard is not None, "a journal-first phase has a journal"
+        journal = route.guard.journal
+        if routings is None:
+            dirty = await journal.backlog() > 0
+        else:
+            percent = route.routing.canary_pct
+            if percent < 100 and any(slot_of(routing) * 100 >= percent * 4096 for routing in routings):
+                return route.authority
+            dirty = await journal.dirty(routings)
+        return route.authority if dirty else route.mirror
+
+    async def _hold(self, route: Route, deadline: Deadline, refused: Fenced | StaleRoute) -> None:
+        if self._held >= HELD_MAX:
+            raise Overloaded(f"more than {HELD_MAX} writes of {self.domain} wait for the end of a cut-over")
+        self._held += 1
+        try:
+            await self._wait_change(route, deadline, refused)
+        finally:
+            self._held -= 1
+
+    async def _wait_change(self, route: Route, deadline: Deadline, cause: Fenced | StaleRoute) -> None:
+        """Wait for another route, or a moment: a fence that lapses is announced by nobody."""
+        if self._route is not route:
+            return
+        left = deadline.remaining()
+        if left <= 0:
+            message = f"{self.domain} could not be reached before the deadline: {cause.message}"
+            error = Unavailable if isinstance(cause, Fenced) else DeadlineExceeded
+            raise error(message) from cause
+        changed = self._changed
+        self._ask_news()
+        try:
+            async with asyncio.timeout(min(left, RETRY_S * (0.5 + self._jitter.random()))):
+                await changed.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(self._jitter.random() * RELEASE_JITTER_S)
