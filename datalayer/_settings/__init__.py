@@ -1,0 +1,1 @@
+"""The parts of datalayer.settings: URLs, sources with their places, faults."""

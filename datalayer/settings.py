@@ -1,0 +1,334 @@
+"""Configuration, parsed once at the edge into frozen values.
+
+Order: an explicit path, else $DATALAYER_CONFIG, else ./datalayer.toml, else DATALAYER_BACKENDS__MAIN__URL and its like,
+else the embedded default (SQLite files under ./datalayer-data, with one warning that names the absolute path;
+DATALAYER_EMBEDDED=never refuses it). DATALAYER_SECTION__NAME__KEY variables overlay a file key by key, so that secrets
+need not stand in it; ..._FILE names a file that holds the value.
+
+Nothing here opens a connection, creates a folder or imports a driver.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from datalayer._settings.faults import Fault, SettingsError, choice, sayable
+from datalayer._settings.reader import Reader
+from datalayer._settings.sources import EnvironmentSource, Key, MappingSource, TomlSource, Value
+from datalayer._settings.template import TEMPLATE
+from datalayer._settings.url import BackendUrl, Host, Option
+
+__all__ = [
+    "DOMAINS",
+    "BackendSettings",
+    "BackendUrl",
+    "DeadlineSettings",
+    "Fault",
+    "Host",
+    "LimitSettings",
+    "Option",
+    "Settings",
+    "SettingsError",
+    "describe",
+    "load_settings",
+    "parse_settings",
+    "render_default_toml",
+]
+
+DOMAINS: Final = ("users", "messages", "conversations", "presence", "sessions", "typing", "media", "search")
+DEFAULT_FILE: Final = "datalayer.toml"
+EMBEDDED_FOLDER: Final = "datalayer-data"
+DEFAULT_BACKEND: Final = "main"
+POOL_MAX: Final = 20
+_CONTROL_SCHEMES: Final = ("sqlite", "postgresql", "memory")
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """One configured store: either ``url`` (with read ``replicas``) or ``members``, the shards by name."""
+
+    name: str
+    url: BackendUrl | None = None
+    members: Mapping[str, BackendUrl] = field(default_factory=lambda: MappingProxyType({}))
+    replicas: tuple[BackendUrl, ...] = ()
+    pool_max: int = POOL_MAX
+    """Connections of this process to this backend, a total over its members and replicas."""
+
+    @property
+    def scheme(self) -> str:
+        """The kind of store; members are all of one kind."""
+        return (self.url or next(iter(self.members.values()))).scheme
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What a caller may send."""
+
+    body_max_bytes: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineSettings:
+    """How long a call may take: without ``timeout=``, and at most."""
+
+    default_s: float = 5.0
+    max_s: float = 30.0
+
+
+_LIMITS: Final = LimitSettings()
+_DEADLINES: Final = DeadlineSettings()
+
+
+def _nowhere(key: Key) -> None:
+    """The place of a key in settings that a program put together by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole configuration. ``embedded_directory`` is set where nothing was configured; it may not exist yet."""
+
+    backends: Mapping[str, BackendSettings]
+    routes: Mapping[str, str]
+    """Backend by domain, as configured: the first placement; use `backend_of` to fill in the default."""
+    control: BackendUrl
+    limits: LimitSettings = _LIMITS
+    deadlines: DeadlineSettings = _DEADLINES
+    embedded_directory: Path | None = None
+    source: str = "settings"
+    places: Callable[[Key], str | None] = field(default=_nowhere, repr=False, compare=False)
+    """Where a key was given (file:line or variable), None where it is a default."""
+
+    def backend_of(self, domain: str) -> BackendSettings:
+        """The backend that first serves ``domain``: its route, else the backend called main, else the only one.
+
+        Raises:
+            SettingsError: the domain is unknown, or there are several backends, none called main, and no route.
+        """
+        if domain not in DOMAINS:
+            raise SettingsError([Fault("", sayable(domain), "is no domain", choice(domain, DOMAINS))])
+        if name := self.routes.get(domain):
+            return self.backends[name]
+        if DEFAULT_BACKEND in self.backends:
+            return self.backends[DEFAULT_BACKEND]
+        if len(self.backends) == 1:
+            return next(iter(self.backends.values()))
+        way_out = f"one of: {', '.join(self.backends)}"
+        raise SettingsError(
+            [Fault(self.source, f"routes.{domain}", "is missing and no backend is called main", way_out)]
+        )
+
+
+def load_settings(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Settings:
+    """The settings in force. ``environ`` and ``directory`` default to those of the process.
+
+    Raises:
+        SettingsError: with every mistake found, each by place, key, reason and way out.
+    """
+    directory = (directory or Path.cwd()).absolute()
+    environment = EnvironmentSource(os.environ if environ is None else environ, directory)
+    del environ  # it holds secrets: no frame of a traceback shows it
+    file = _file(path, environment)
+    if file is not None:
+        values = file.values()
+        values |= environment.values(values)
+        return _settings(values, source=file.name)
+    values = environment.values({})
+    if any(key[0] == "backends" for key in values):
+        return _settings(values, source="environment")
+    return _embedded(values, environment)
+
+
+def parse_settings(document: Mapping[str, Any], *, directory: Path | None = None) -> Settings:
+    """Settings from a mapping shaped like the TOML file, for programs and tests; the environment is not read.
+
+    Raises:
+        SettingsError: as for `load_settings`.
+    """
+    source = MappingSource(document, (directory or Path.cwd()).absolute())
+    del document
+    return _settings(source.values(), source=source.name)
+
+
+def render_default_toml() -> str:
+    """A commented, valid configuration to start from; as it stands it is the embedded default."""
+    return TEMPLATE
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values for printing and JSON, passwords masked."""
+    return {
+        "source": settings.source,
+        "backends": {name: _described(backend) for name, backend in settings.backends.items()},
+        "routes": dict(settings.routes),
+        "control": {"url": str(settings.control)},
+        "limits": {"body_max_bytes": settings.limits.body_max_bytes},
+        "deadlines": {"default_s": settings.deadlines.default_s, "max_s": settings.deadlines.max_s},
+    }
+
+
+def _described(backend: BackendSettings) -> dict[str, Any]:
+    described: dict[str, Any] = {"pool_max": backend.pool_max}
+    if backend.url is not None:
+        described = {"url": str(backend.url), "replicas": [str(url) for url in backend.replicas], **described}
+    else:
+        described = {"members": {name: str(url) for name, url in backend.members.items()}, **described}
+    return described
+
+
+def _file(path: str | os.PathLike[str] | None, environment: EnvironmentSource) -> TomlSource | None:
+    given = os.fspath(path) if path is not None else environment.get("DATALAYER_CONFIG")
+    if given:
+        return TomlSource.read(environment.directory / given, name=given)
+    default = environment.directory / DEFAULT_FILE
+    return TomlSource.read(default, name=DEFAULT_FILE) if default.exists() else None
+
+
+def _embedded(values: dict[Key, Value], environment: EnvironmentSource) -> Settings:
+    directory = environment.directory
+    folder = directory / EMBEDDED_FOLDER
+    asked = environment.get("DATALAYER_EMBEDDED")
+    if asked == "never":
+        way_out = "datalayer init writes datalayer.toml; or set DATALAYER_CONFIG or DATALAYER_BACKENDS__MAIN__URL"
+        raise SettingsError([Fault(str(directory), "", "nothing is configured and DATALAYER_EMBEDDED=never", way_out)])
+    if asked:
+        raise SettingsError([Fault("environment", "DATALAYER_EMBEDDED", "has one value only", "never")])
+    document = {"backends": {DEFAULT_BACKEND: {"url": f"sqlite:///{EMBEDDED_FOLDER}/main.sqlite"}}}
+    base = MappingSource(document, directory, "embedded default").values()
+    settings = _settings(base | values, source="embedded default", embedded=folder)
+    _log.warning("nothing is configured: everything is stored in %s (datalayer init writes a configuration)", folder)
+    return settings
+
+
+# --- from flat values to settings ------------------------------------------------------------------------------------
+
+
+def _settings(values: dict[Key, Value], *, source: str, embedded: Path | None = None) -> Settings:
+    reader = Reader(values)
+    reader.check_keys()
+    backends = {name: backend for name in reader.names("backends") if (backend := _backend(reader, name))}
+    if not backends and not reader.faults:
+        reader.faults.append(Fault(source, "backends", "is missing", '[backends.main] with url = "..."'))
+    routes = _routes(reader, backends)
+    limits = LimitSettings(
+        body_max_bytes=reader.whole(("limits", "body_max_bytes"), _LIMITS.body_max_bytes, (1, 64 << 20)),
+    )
+    deadlines = _deadlines(reader)
+    control = _control(reader, backends, source)
+    if reader.faults or control is None:
+        raise SettingsError(sorted(reader.faults, key=_order))
+    return Settings(
+        backends=MappingProxyType(backends),
+        routes=MappingProxyType(routes),
+        control=control,
+        limits=limits,
+        deadlines=deadlines,
+        embedded_directory=embedded,
+        source=source,
+        places=reader.place,
+    )
+
+
+def _order(fault: Fault) -> tuple[str, int]:
+    name, _, line = fault.place.rpartition(":")
+    return (name, int(line)) if line.isdigit() else (fault.place, 0)
+
+
+def _backend(reader: Reader, name: str) -> BackendSettings | None:
+    key = ("backends", name)
+    if not _NAME.fullmatch(name):
+        reader.fault(key, "is no name of a backend", "a-z, then a-z 0-9 _ -, at most 63 characters")
+    password = reader.text((*key, "password"))
+    url = reader.url((*key, "url"), password)
+    members = {
+        member: parsed
+        for member in reader.names(*key, "members")
+        if (parsed := reader.url((*key, "members", member), password))
+    }
+    replicas = reader.urls((*key, "replicas"), password)
+    pool_max = reader.whole((*key, "pool_max"), POOL_MAX, (1, 10_000))
+    if not reader.faulty(key):
+        _check_backend(reader, key, url, members, replicas)
+    if reader.faulty(key):
+        return None
+    return BackendSettings(name, url, MappingProxyType(members), replicas, pool_max)
+
+
+def _check_backend(
+    reader: Reader,
+    key: Key,
+    url: BackendUrl | None,
+    members: Mapping[str, BackendUrl],
+    replicas: tuple[BackendUrl, ...],
+) -> None:
+    if url is None and not members:
+        reader.fault(key, "has no url", 'url = "postgresql://app@db/app", or members = { s0 = "...", s1 = "..." }')
+    elif url is not None and members:
+        reader.fault((*key, "members"), "cannot stand beside url", "one store has a url, a sharded one has members")
+    elif len({member.scheme for member in members.values()}) > 1:
+        reader.fault((*key, "members"), "must all be of one kind")
+    elif len({_place_of(member) for member in members.values()}) < len(members):
+        reader.fault((*key, "members"), "name one place twice")
+    elif replicas and (url is None or any(replica.scheme != url.scheme for replica in replicas)):
+        reader.fault((*key, "replicas"), "must be of the same kind as url", "a sharded backend has none here")
+    elif replicas and url is not None and url.scheme != "postgresql":
+        reader.fault((*key, "replicas"), f"are not known to {url.scheme}", "remove them")
+
+
+def _place_of(url: BackendUrl) -> tuple[object, ...]:
+    return url.scheme, url.hosts, url.database, url.path, url.options.get("host")
+
+
+def _routes(reader: Reader, backends: Iterable[str]) -> dict[str, str]:
+    routes: dict[str, str] = {}
+    for domain in reader.names("routes"):
+        backend = reader.text(("routes", domain))
+        if domain not in DOMAINS:
+            reader.fault(("routes", domain), "is no domain", choice(domain, DOMAINS))
+        elif backend is not None and backend not in reader.names("backends"):
+            reader.fault(("routes", domain), "names a backend that is not configured", choice(backend, backends))
+        elif backend is not None:
+            routes[domain] = backend
+    return routes
+
+
+def _deadlines(reader: Reader) -> DeadlineSettings:
+    default_s = reader.number(("deadlines", "default_s"), _DEADLINES.default_s, (0.001, 3600))
+    max_s = reader.number(("deadlines", "max_s"), _DEADLINES.max_s, (0.001, 3600))
+    if default_s > max_s:
+        reader.fault(("deadlines", "default_s"), f"is more than deadlines.max_s, {max_s:g}")
+    return DeadlineSettings(default_s, max_s)
+
+
+def _control(reader: Reader, backends: Mapping[str, BackendSettings], source: str) -> BackendUrl | None:
+    key = ("control", "url")
+    given = reader.url(key, reader.text(("control", "password")))
+    if reader.names("control") and given is not None:
+        if given.scheme not in _CONTROL_SCHEMES:
+            reader.fault(key, f"cannot be {given.scheme}", f"one of: {', '.join(_CONTROL_SCHEMES)}")
+        used = {backend.url.path for backend in backends.values() if backend.url and backend.scheme == "sqlite"}
+        if given.scheme == "sqlite" and given.path in used:
+            reader.fault(key, "is the file of a backend", "the control store is a file of its own")
+        return given
+    if reader.place(key) is not None or reader.faults:
+        return None
+    main = backends.get(DEFAULT_BACKEND) or (next(iter(backends.values())) if len(backends) == 1 else None)
+    if main is not None and main.url is not None and main.scheme in _CONTROL_SCHEMES:
+        beside = main.url.path
+        return main.url if beside is None else BackendUrl("sqlite", path=beside.with_name("control.sqlite"))
+    way_out = '[control] with url = "postgresql://..." (it defaults to the main backend where that is SQL)'
+    reader.faults.append(Fault(source, "control.url", "is missing", way_out))
+    return None
