@@ -1,0 +1,216 @@
+"""The client's stores: the port, the typed reads, and, on a transactional server, mutations."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID
+
+from datalayer.domains import messages, users
+from datalayer.domains.registry import DOMAINS
+from datalayer.errors import InvalidArgument, SchemaBehind, StaleRoute
+from datalayer.stores.base import Executed, ScanPage
+from datalayer.stores.memory.guard import MemoryGuard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from datalayer.clock import Deadline
+    from datalayer.domains.record import Key, Kind, Record
+    from datalayer.stores.base import Guard
+    from datalayer.stores.memory.backend import MemoryBackend
+    from datalayer.stores.memory.table import Table
+    from datalayer.types import Message, User
+
+T = TypeVar("T")
+
+
+class MemoryPort:
+    """A domain's place as a last-writer-wins map."""
+
+    def __init__(self, backend: MemoryBackend, domain: str, attempt: int) -> None:
+        self.kinds: Final[Sequence[Kind]] = DOMAINS[domain].kinds
+        self._backend: Final = backend
+        self._server: Final = backend.server
+        self._place: Final = (domain, attempt)
+
+    async def create(self) -> None:
+        await self._call("create", lambda: self._server.create(self._place))
+
+    async def drop(self) -> None:
+        await self._call("drop", lambda: self._server.drop(self._place))
+
+    async def empty(self) -> bool:
+        try:
+            return await self._call("empty", lambda: not self._table().records, write=False)
+        except StaleRoute:
+            msg = f"{self._place[0]} has no tables of attempt {self._place[1]} in {self._backend.name}"
+            raise SchemaBehind(msg) from None
+
+    async def plan_scan(self, n: int) -> list[str]:
+        return await self._call("plan_scan", lambda: _ranges(self._table(), n), write=False)
+
+    async def scan(self, range_: str, after: str | None, limit: int) -> ScanPage:
+        kind, low, high = range_.split(":")
+        beyond = None if after is None else bytes.fromhex(after)
+
+        def effect() -> ScanPage:
+            table = self._table()
+            found = table.between(kind, bytes.fromhex(low), bytes.fromhex(high), after=beyond, limit=limit + 1)
+            records = [table.records[kind, table.key_at(position)] for position in found[:limit]]
+            last = found[: limit or None][-1].hex() if found else after
+            return ScanPage(records, last, len(found) <= limit)
+
+        return await self._call("scan", effect, write=False)
+
+    async def fetch(self, keys: Sequence[Key]) -> dict[Key, Record]:
+        def effect() -> dict[Key, Record]:
+            records = self._table().records
+            return {key: records[key] for key in keys if key in records}
+
+        return await self._call("fetch", effect, write=False)
+
+    async def apply(self, records: Sequence[Record]) -> None:
+        def land(batch: Sequence[Record]) -> None:
+            self._server.apply(self._place, batch)
+
+        half = records[: len(records) // 2]
+        await self._call("apply", lambda: land(records), partial=lambda: land(half))
+
+    async def estimate(self) -> int:
+        return await self._call("estimate", lambda: len(self._table().records), write=False)
+
+    def check(self, record: Record) -> str | None:
+        return self._server.check(record)
+
+    def _table(self) -> Table:
+        return self._server.table(self._place)
+
+    async def _call(
+        self,
+        name: str,
+        effect: Callable[[], T],
+        deadline: Deadline | None = None,
+        *,
+        write: bool = True,
+        partial: Callable[[], object] | None = None,
+    ) -> T:
+        place = self._place[0]
+        return await self._backend.call(name, effect, deadline, domain=place, write=write, partial=partial)
+
+
+class MemoryMessages(MemoryPort):
+    """Messages: the port and its typed reads."""
+
+    async def get(self, conversation_id: UUID, message_id: UUID, deadline: Deadline) -> Message | None:
+        found = await self.get_many([(conversation_id, message_id)], deadline)
+        return found[0] if found else None
+
+    async def get_many(self, keys: Sequence[tuple[UUID, UUID]], deadline: Deadline) -> list[Message]:
+        wanted = [("message", messages.message_key(*pair)) for pair in keys]
+
+        def effect() -> list[Message]:
+            records = self._table().records
+            return [messages.to_message(records[key]) for key in dict.fromkeys(wanted) if key in records]
+
+        return await self._call("get_many", effect, deadline, write=False)
+
+    async def history(
+        self,
+        conversation_id: UUID,
+        limit: int,
+        deadline: Deadline,
+        *,
+        after: UUID | None = None,
+        oldest_first: bool = False,
+        include_deleted: bool = False,
+    ) -> list[Message]:
+        beyond = None if after is None else messages.message_key(conversation_id, after)
+
+        def wanted(record: Record) -> bool:
+            if record.deleted and not include_deleted:
+                return False
+            return beyond is None or (record.key > beyond if oldest_first else record.key < beyond)
+
+        def effect() -> list[Message]:
+            all_of_it = list(self._table().of_routing("message", conversation_id.bytes))
+            in_order: Iterable[Record] = all_of_it if oldest_first else reversed(all_of_it)
+            return [messages.to_message(record) for record in islice(filter(wanted, in_order), limit)]
+
+        return await self._call("history", effect, deadline, write=False)
+
+
+class MemoryUsers(MemoryPort):
+    """Users and claims: the port and its typed reads."""
+
+    async def get(self, user_id: UUID, deadline: Deadline) -> User | None:
+        found = await self.get_many([user_id], deadline)
+        return found[0] if found else None
+
+    async def get_many(self, ids: Sequence[UUID], deadline: Deadline) -> list[User]:
+        wanted = [("user", user_id.bytes) for user_id in ids]
+
+        def effect() -> list[User]:
+            records = self._table().records
+            return [users.to_user(records[key]) for key in dict.fromkeys(wanted) if key in records]
+
+        return await self._call("get_many", effect, deadline, write=False)
+
+    async def claim_owner(self, key: bytes, deadline: Deadline) -> UUID | None:
+        def effect() -> UUID | None:
+            claim = self._table().records.get(("claim", key))
+            if claim is None or claim.deleted:
+                return None
+            owner = claim.fields[0]
+            assert isinstance(owner, bytes), "a claim's owner is 16 bytes"
+            return UUID(bytes=owner)
+
+        return await self._call("claim_owner", effect, deadline, write=False)
+
+    async def page(self, limit: int, deadline: Deadline, *, after: UUID | None = None) -> list[User]:
+        beyond = b"" if after is None else after.bytes
+
+        def effect() -> list[User]:
+            records = self._table().records
+            ids = sorted(key for kind, key in records if kind == "user" and key > beyond)
+            live = (record for key in ids if not (record := records["user", key]).deleted)
+            return [users.to_user(record) for record in islice(live, limit)]
+
+        return await self._call("page", effect, deadline, write=False)
+
+
+class _Transactions(MemoryPort):
+    """What a transactional server adds to a store."""
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
+        return await self._call("execute", lambda: self._server.execute(self._place, mutation), deadline)
+
+    def guard(self, attempt: int) -> Guard:
+        return MemoryGuard(self._backend, self._place, attempt)
+
+
+class TransactionalMessages(MemoryMessages, _Transactions):
+    """Messages on a server that orders writes itself."""
+
+
+class TransactionalUsers(MemoryUsers, _Transactions):
+    """Users on a server that orders writes itself."""
+
+
+def _ranges(table: Table, n: int) -> list[str]:
+    """About n ranges of positions that together hold every record there is now."""
+    if n < 1:
+        msg = f"a scan has at least one range, not {n}"
+        raise InvalidArgument(msg)
+    return list(chain.from_iterable(_split(kind, at, n) for kind, at in table.positions.items() if at))
+
+
+def _split(kind: str, positions: Sequence[bytes], n: int) -> list[str]:
+    size = -(-len(positions) // n)
+    parts = [positions[at : at + size] for at in range(0, len(positions), size)]
+    return [f"{kind}:{_low(parts, number).hex()}:{part[-1].hex()}" for number, part in enumerate(parts)]
+
+
+def _low(parts: Sequence[Sequence[bytes]], number: int) -> bytes:
+    """The lower end of a part: just above the part before it, so that no insert falls between two ranges."""
+    return b"" if number == 0 else parts[number - 1][-1] + b"\x00"
