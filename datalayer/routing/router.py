@@ -59,6 +59,10 @@ class Router:
         """How many writes wait for the end of a hold."""
         return self._held
 
+    def disown(self) -> None:
+        """Refuse every further operation (in a forked child)."""
+        self._route = None
+
     def adopt(self, route: Route) -> None:
         """Use this route for every operation that begins from now on."""
         if self._route is not None:

@@ -1,0 +1,276 @@
+"""DataLayer: open and close, wiring, health."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import weakref
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from datalayer.clock import Deadline, SystemClock
+from datalayer.control.base import ProcessInfo
+from datalayer.control.connect import open_control
+from datalayer.errors import ConfigurationError, DatalayerError, RoutingMismatch
+from datalayer.ids import IdSource
+from datalayer.repositories.arguments import ambient_deadline
+from datalayer.repositories.limits import Limits
+from datalayer.repositories.messages import Messages
+from datalayer.repositories.users import Users
+from datalayer.routing.lease import Lease
+from datalayer.routing.places import Places
+from datalayer.routing.route import Place
+from datalayer.routing.router import Router
+from datalayer.routing.watchdog import Watchdog
+from datalayer.settings import Settings, load_settings
+from datalayer.stores.base import MetaRow
+from datalayer.stores.registry import open_factory
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from os import PathLike
+
+    from datalayer.clock import Clock
+    from datalayer.control.base import Control
+    from datalayer.stores.base import Backend
+
+MOVABLE: Final = ("users", "messages")
+_SELF_CREATING: Final = frozenset({"memory", "sqlite"})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOptions:
+    """How one open DataLayer behaves in the fleet."""
+
+    name: str = "app"
+    eager: bool = True
+    """Bring own writes to the mirror soon; off, the replayers alone do it."""
+    assist: bool = True
+    """Finish what a dead coordinator left, and replay while none is at work."""
+
+
+class DataLayer:
+    """The data layer of one process: repositories over routed stores.
+
+    Open it with ``async with DataLayer.open("datalayer.toml") as layer``. After a fork it is closed in the child.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        control: Control,
+        backends: Mapping[str, Backend],
+        *,
+        clock: Clock,
+        options: LayerOptions,
+        seed: int | None = None,
+    ) -> None:
+        self.settings = settings
+        self.control = control
+        self.backends = backends
+        self.clock = clock
+        self.options = options
+        jitter = random.Random(seed)  # noqa: S311 - spreads waits, guards nothing
+        ids = IdSource(clock)
+        self.process = process_info(ids.uuid7().hex, options.name)
+        self.lease = Lease(clock)
+        number = int(self.process.id[-3:], 16)
+        self.places = Places(backends, control, clock, process_number=number, eager=options.eager)
+        self._routers = {
+            domain: Router(domain, self.lease, self._ask_news, random.Random(jitter.random()))  # noqa: S311
+            for domain in MOVABLE
+        }
+        self._watchdog = Watchdog(
+            self.process, self.places, self._routers, self.lease, jitter=jitter, assist=options.assist
+        )
+        limits = Limits(settings.limits.body_max_bytes, settings.deadlines.default_s)
+        self.users = Users(self._routers["users"], ids, clock, limits)
+        self.messages = Messages(self._routers["messages"], ids, clock, limits)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        config: str | PathLike[str] | Settings | None = None,
+        *,
+        options: LayerOptions | None = None,
+        clock: Clock | None = None,
+    ) -> AsyncIterator[DataLayer]:
+        """The data layer of a configuration file, of Settings, or found as DESIGN says (embedded when nothing is).
+
+        Raises ConfigurationError, MissingDependencyError, SchemaBehind, RoutingMismatch, Unavailable.
+        """
+        layer = await cls.connect(config, options=options, clock=clock)
+        try:
+            yield layer
+        finally:
+            await layer.close()
+
+    @classmethod
+    async def connect(
+        cls,
+        config: str | PathLike[str] | Settings | None = None,
+        *,
+        options: LayerOptions | None = None,
+        clock: Clock | None = None,
+    ) -> DataLayer:
+        """As ``open``, for callers that close it themselves."""
+        settings = config if isinstance(config, Settings) else load_settings(config)
+        clock = clock or SystemClock()
+        control, backends = await open_stores(settings, clock)
+        layer = cls(settings, control, backends, clock=clock, options=options or LayerOptions())
+        try:
+            await layer.start()
+        except BaseException:
+            await layer.close()
+            raise
+        return layer
+
+    async def start(self) -> None:
+        """Enter the fleet and serve."""
+        await self._watchdog.start()
+        _close_after_fork(self)
+
+    async def close(self) -> None:
+        """Leave the fleet and give every connection back. Idempotent."""
+        await self._watchdog.stop()
+        await close_stores(self.control, self.backends)
+
+    @contextmanager
+    def deadline(self, seconds: float) -> Iterator[Deadline]:
+        """One deadline for every call inside the block."""
+        deadline = Deadline(self.clock, seconds)
+        token = ambient_deadline.set(deadline)
+        try:
+            yield deadline
+        finally:
+            ambient_deadline.reset(token)
+
+    async def health(self) -> dict[str, Any]:
+        """For readiness probes: {"ready": bool, "domains": {...}, "backends": {name: "ok" | reason}}."""
+        deadline = Deadline(self.clock, 2.0)
+        used = {r.routing.authority.backend for r in self._routers.values()}
+        answers = await asyncio.gather(*(self._ping(name, deadline) for name in sorted(used)))
+        backends = dict(zip(sorted(used), answers, strict=True))
+        domains = {
+            name: {"phase": str(r.routing.phase), "epoch": r.routing.epoch, "backend": r.routing.authority.backend}
+            for name, r in self._routers.items()
+        }
+        ready = all(answer == "ok" for answer in answers)
+        return {"ready": ready, "process": self.process.id, "domains": domains, "backends": backends}
+
+    async def _ping(self, name: str, deadline: Deadline) -> str:
+        try:
+            await self.backends[name].ping(deadline)
+        except DatalayerError as error:
+            return error.message
+        return "ok"
+
+    def _ask_news(self) -> None:
+        self._watchdog.ask()
+
+    def router(self, domain: str) -> Router:
+        """The router of a domain, for status and tests."""
+        return self._routers[domain]
+
+    def forked(self) -> None:
+        """In a forked child: nothing of the parent's connections may be used."""
+        for router in self._routers.values():
+            router.disown()
+
+
+def process_info(process_id: str, name: str) -> ProcessInfo:
+    """Who this process is: host, pid, and a boot id that tells a reused pid from the same process."""
+    return ProcessInfo(process_id, socket.gethostname(), os.getpid(), boot_identity(os.getpid()), name)
+
+
+def boot_identity(pid: int) -> str:
+    """Boot, pid namespace and start time of a process of this machine; empty where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = Path("/proc/self/ns/pid").readlink()
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+    return f"{boot}/{space}/{started}"
+
+
+async def open_stores(settings: Settings, clock: Clock) -> tuple[Control, dict[str, Backend]]:
+    """Control store and every backend that the routes name, connected and checked; first placements published."""
+    if settings.embedded_directory is not None:
+        settings.embedded_directory.mkdir(parents=True, exist_ok=True)
+    backends: dict[str, Backend] = {}
+    control: Control | None = None
+    try:
+        control = open_control(settings.control, clock)
+        await control.open(create=True)
+        first = {domain: Place(settings.backend_of(domain).name) for domain in MOVABLE}
+        fresh = await control.routings()
+        for name, configured in settings.backends.items():
+            if configured.url is None:
+                raise ConfigurationError(f"backend {name!r}: sharded members are not served by this version yet")
+            factory = open_factory(configured.scheme, name)
+            backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock)
+        await _open_used(control, backends, first, fresh[1])
+    except BaseException:
+        await close_stores(control, backends)
+        raise
+    return control, backends
+
+
+async def _open_used(control: Control, backends: dict[str, Backend], first: Mapping[str, Place], known: Any) -> None:
+    """Open what a routing names now; the others are opened when a migration first names them."""
+    used = {r.authority.backend for r in known.values()}
+    used |= {r.mirror.backend for r in known.values() if r.mirror is not None}
+    used |= {place.backend for domain, place in first.items() if domain not in known}
+    for name in sorted(used):
+        if name not in backends:
+            raise RoutingMismatch(
+                f"the control store routes data to backend {name!r}, which is not configured here",
+                hint=f"add [backends.{name}] to the configuration",
+            )
+        await backends[name].open()
+        await backends[name].ensure_schema(create=backends[name].product in _SELF_CREATING)
+    for domain, place in first.items():
+        if domain not in known:
+            await _claim_first(control, backends[place.backend], domain, place)
+    await control.ensure_routes(first)
+
+
+async def _claim_first(control: Control, backend: Backend, domain: str, place: Place) -> None:
+    """The first placement of a domain: the backend must be able to hold it and must not belong to somebody else."""
+    reason = backend.refuses(domain)
+    if reason:
+        raise ConfigurationError(f"backend {backend.name!r} cannot hold {domain}: {reason}")
+    deployment = await control.deployment()
+    row = (await backend.read_meta()).get((domain, place.attempt))
+    if row is not None and row.deployment != deployment:
+        raise RoutingMismatch(
+            f"{domain} on backend {backend.name!r} belongs to deployment {row.deployment}, not to this control store's",
+            hint="point [control] at that deployment's control store, or use an empty database",
+        )
+    if row is None:
+        await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))
+
+
+async def close_stores(control: Control | None, backends: Mapping[str, Backend]) -> None:
+    """Close everything that was opened. Idempotent."""
+    for backend in backends.values():
+        await backend.close()
+    if control is not None:
+        await control.close()
+
+
+def _close_after_fork(layer: DataLayer) -> None:
+    alive = weakref.ref(layer)
+
+    def after_fork() -> None:
+        inherited = alive()
+        if inherited is not None:
+            inherited.forked()
+
+    os.register_at_fork(after_in_child=after_fork)

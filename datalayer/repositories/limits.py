@@ -1,0 +1,13 @@
+"""The limits that repositories enforce, alike on every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes of UTF-8, times in seconds."""
+
+    body_max_bytes: int = 1 << 20
+    timeout_s: float = 5.0

@@ -1,0 +1,177 @@
+"""Users, with unique usernames and e-mail addresses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from datalayer.domains.record import check_text
+from datalayer.domains.users import CreateUser, DeleteUser, UpdateUser, claim_key, normalise
+from datalayer.errors import InvalidArgument
+from datalayer.ids import check_id
+from datalayer.repositories.arguments import as_attributes, as_ids, as_limit, as_uuid, deadline_of
+from datalayer.repositories.cursor import decode_cursor, encode_cursor
+from datalayer.types import Page, User
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from uuid import UUID
+
+    from datalayer.clock import Clock, Deadline
+    from datalayer.ids import IdSource
+    from datalayer.repositories.limits import Limits
+    from datalayer.routing.router import Router
+    from datalayer.stores.base import UserReads
+
+
+class _Unset:
+    """The value of a field that an update leaves as it is."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = _Unset()
+_NAME_BYTES: Final = 256
+_EMAIL_BYTES: Final = 320
+_TEXT_BYTES: Final = 1024
+
+
+class Users:
+    """Create, change, delete and look up users.
+
+    Raises besides what is named: Unavailable, DeadlineExceeded (nothing was written), OutcomeUnknown (a write may or
+    may not have been applied), InvalidArgument.
+    """
+
+    def __init__(self, router: Router, ids: IdSource, clock: Clock, limits: Limits) -> None:
+        self._router = router
+        self._ids = ids
+        self._clock = clock
+        self._limits = limits
+
+    async def create(
+        self,
+        *,
+        username: str,
+        email: str | None = None,
+        display_name: str = "",
+        status: str = "active",
+        id: UUID | str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> User:
+        """Create a user. With ``id`` (a UUIDv7) a retry is the same write. AlreadyExists names the taken field."""
+        user_id = self._ids.uuid7() if id is None else check_id(as_uuid(id, "id"), self._clock.now_us())
+        mutation = CreateUser(
+            user_id,
+            _unique("username", username, _NAME_BYTES),
+            None if email is None else _unique("email", email, _EMAIL_BYTES),
+            check_text(display_name, "display_name", _TEXT_BYTES),
+            check_text(status, "status", _NAME_BYTES),
+            as_attributes(attributes),
+        )
+        return cast("User", await self._router.write(mutation, self._deadline(timeout)))
+
+    async def update(
+        self,
+        id: UUID | str,
+        *,
+        username: str | _Unset = UNSET,
+        email: str | None | _Unset = UNSET,
+        display_name: str | _Unset = UNSET,
+        status: str | _Unset = UNSET,
+        attributes: Mapping[str, Any] | _Unset = UNSET,
+        expected_version: int | None = None,
+        timeout: float | None = None,
+    ) -> User:
+        """Change the given fields. NotFound, AlreadyExists (a taken value), Conflict (``expected_version`` differs)."""
+        changes: list[tuple[str, str | None]] = []
+        if not isinstance(username, _Unset):
+            changes.append(("username", _unique("username", username, _NAME_BYTES)))
+        if not isinstance(email, _Unset):
+            changes.append(("email", None if email is None else _unique("email", email, _EMAIL_BYTES)))
+        if not isinstance(display_name, _Unset):
+            changes.append(("display_name", check_text(display_name, "display_name", _TEXT_BYTES)))
+        if not isinstance(status, _Unset):
+            changes.append(("status", check_text(status, "status", _NAME_BYTES)))
+        if not isinstance(attributes, _Unset):
+            changes.append(("attributes", as_attributes(attributes)))
+        mutation = UpdateUser(as_uuid(id, "id"), tuple(changes), expected_version)
+        return cast("User", await self._router.write(mutation, self._deadline(timeout)))
+
+    async def delete(
+        self, id: UUID | str, *, expected_version: int | None = None, timeout: float | None = None
+    ) -> None:
+        """Delete for good and release the unique values; deleting twice is no error. NotFound when it never was."""
+        await self._router.write(DeleteUser(as_uuid(id, "id"), expected_version), self._deadline(timeout))
+
+    async def get(self, id: UUID | str, *, include_deleted: bool = False, timeout: float | None = None) -> User | None:
+        """One user, or None when absent or deleted."""
+        user = await self._get(as_uuid(id, "id"), self._deadline(timeout))
+        return None if user is None or (user.deleted and not include_deleted) else user
+
+    async def get_many(self, ids: Iterable[UUID | str], *, timeout: float | None = None) -> dict[UUID, User]:
+        """Those of at most 1,000 users that exist and are not deleted, by id."""
+        wanted = list(dict.fromkeys(as_ids(ids, "ids")))
+        if not wanted:
+            return {}
+
+        def call(store: UserReads, deadline: Deadline) -> Any:
+            return store.get_many(wanted, deadline)
+
+        routings = tuple(item.bytes for item in wanted)
+        found: list[User] = await self._router.read(routings, call, self._deadline(timeout))
+        return {user.id: user for user in found if not user.deleted}
+
+    async def get_by_username(self, username: str, *, timeout: float | None = None) -> User | None:
+        """The user of a username, compared without case and Unicode form."""
+        return await self._by_claim("username", username, self._deadline(timeout))
+
+    async def get_by_email(self, email: str, *, timeout: float | None = None) -> User | None:
+        """The user of an e-mail address, compared without case and Unicode form."""
+        return await self._by_claim("email", email, self._deadline(timeout))
+
+    async def list(self, *, limit: int = 50, cursor: str | None = None, timeout: float | None = None) -> Page[User]:
+        """A page of all users by id (oldest first), deleted ones left out."""
+        size = as_limit(limit)
+        after = None if cursor is None else decode_cursor(cursor, "users.list", ())
+
+        def call(store: UserReads, deadline: Deadline) -> Any:
+            return store.page(size, deadline, after=after)
+
+        items: list[User] = await self._router.read(None, call, self._deadline(timeout))
+        return Page(tuple(items), encode_cursor(items[-1].id, "users.list", ()) if len(items) == size else None)
+
+    async def _get(self, user_id: UUID, deadline: Deadline) -> User | None:
+        def call(store: UserReads, deadline: Deadline) -> Any:
+            return store.get(user_id, deadline)
+
+        return cast("User | None", await self._router.read((user_id.bytes,), call, deadline))
+
+    async def _by_claim(self, field: str, value: str, deadline: Deadline) -> User | None:
+        wanted = normalise(field, check_text(value, field, _EMAIL_BYTES))
+        key = claim_key(field, value)
+
+        def call(store: UserReads, deadline: Deadline) -> Any:
+            return store.claim_owner(key, deadline)
+
+        # Claim and row are two reads: a rename in between is seen by comparing, and looked up once more.
+        for _ in range(2):
+            owner: UUID | None = await self._router.read((key[:16],), call, deadline)
+            user = None if owner is None else await self._get(owner, deadline)
+            if user is None:
+                continue
+            held = user.username if field == "username" else user.email
+            if not user.deleted and held is not None and normalise(field, held) == wanted:
+                return user
+        return None
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return deadline_of(self._clock, timeout, self._limits.timeout_s)
+
+
+def _unique(field: str, value: str, limit_bytes: int) -> str:
+    text = check_text(value, field, limit_bytes)
+    if not normalise(field, text):
+        raise InvalidArgument(f"{field} must not be empty")
+    return text

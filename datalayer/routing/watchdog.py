@@ -1,0 +1,266 @@
+"""The watchdog of one open DataLayer: news, acknowledgements, the lease, and work a dead coordinator left behind.
+
+Outside a cut-over nothing here is needed for service: when the control store is down, the routes in force stay in
+force and every call goes on. Errors of the control store are counted and tried again (the one place of this component
+that swallows them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final
+
+from datalayer.control.base import LEASE_RENEW_S
+from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch
+from datalayer.routing.flip import finish_flip
+from datalayer.routing.replay import Replayer
+from datalayer.routing.route import LEASE_BINDS
+from datalayer.stores.base import Token
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Mapping
+
+    from datalayer.clock import Clock
+    from datalayer.control.base import Control, Migration, ProcessInfo
+    from datalayer.routing.lease import Lease
+    from datalayer.routing.places import Places
+    from datalayer.routing.route import Routing
+    from datalayer.routing.router import Router
+
+log = logging.getLogger("datalayer.watchdog")
+POLL_REST_S: Final = 0.25
+POLL_ARMED_S: Final = 0.005
+ASSIST_S: Final = 0.5
+ASSIST_SLICE_S: Final = 1.0
+COORDINATOR_TTL_S: Final = 5.0
+
+
+def coordinator_lease(domain: str) -> str:
+    """The name of the lease that the one coordinator of a domain's migration holds."""
+    return f"migrate:{domain}"
+
+
+class Watchdog:
+    """Keeps the routers of one process at the newest routing."""
+
+    def __init__(
+        self,
+        process: ProcessInfo,
+        places: Places,
+        routers: Mapping[str, Router],
+        lease: Lease,
+        *,
+        jitter: random.Random,
+        assist: bool = True,
+    ) -> None:
+        self._process = process
+        self._places = places
+        self._control: Control = places.control
+        self._clock: Clock = places.clock
+        self._routers = routers
+        self._lease = lease
+        self._jitter = jitter
+        self._assist = assist
+        self._stopped = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._news = -1
+        self._acknowledged: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.control_errors = 0
+
+    def ask(self) -> None:
+        """Look for news now: a write was refused, so the routing has probably changed."""
+        self._asked.set()
+
+    async def start(self) -> None:
+        """Register, take the routings, acknowledge them; then watch. Needs the control store.
+
+        Registration comes before the first look at the routings: a coordinator that publishes in between finds this
+        process behind and waits for it.
+        """
+        await self._control.register(self._process, {})
+        await self._take_routings()
+        await self._renew()
+        self._tasks = [
+            asyncio.create_task(self._watch_news(), name="datalayer-news"),
+            asyncio.create_task(self._keep_lease(), name="datalayer-lease"),
+        ]
+        if self._assist:
+            self._tasks.append(asyncio.create_task(self._assist_forever(), name="datalayer-assist"))
+
+    async def stop(self) -> None:
+        """Stop watching and leave the fleet; a control store that is down does not keep a process from ending."""
+        self._stopped.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for router in self._routers.values():
+            if router.route.eager is not None:
+                await router.route.eager.close()
+        try:
+            await self._control.leave(self._process.id)
+        except DatalayerError as error:
+            log.warning("could not leave the fleet: %s", error.message)
+
+    async def _watch_news(self) -> None:
+        while not self._stopped.is_set():
+            poll = POLL_ARMED_S if self._near_cut_over() else POLL_REST_S
+            try:
+                news = await self._next_news(poll)
+                if news != self._news:
+                    await self._take_routings()
+                if self._unacknowledged():
+                    await self._renew()
+            except RoutingMismatch:
+                raise
+            except DatalayerError as error:
+                await self._control_failed(error)
+
+    async def _next_news(self, poll_s: float) -> int:
+        """The news counter: when it has changed, when somebody asks, or after a second."""
+        if self._asked.is_set():
+            self._asked.clear()
+            return await self._control.wait_news(self._news, POLL_ARMED_S, poll_s=POLL_ARMED_S)
+        timeout_s = 0.05 if self._near_cut_over() or self._unacknowledged() else 1.0
+        waiting = asyncio.ensure_future(self._control.wait_news(self._news, timeout_s, poll_s=poll_s))
+        asked = asyncio.ensure_future(self._asked.wait())
+        try:
+            await asyncio.wait({waiting, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return await waiting
+            return self._news
+        finally:
+            for task in (waiting, asked):
+                task.cancel()
+            await asyncio.gather(waiting, asked, return_exceptions=True)
+
+    async def _take_routings(self) -> None:
+        news, routings = await self._control.routings()
+        retired = []
+        for domain, routing in routings.items():
+            router = self._routers.get(domain)
+            if router is None or (self._news >= 0 and router.routing.epoch >= routing.epoch):
+                continue
+            await self._check_backend(routing)
+            if self._news >= 0 and router.route.eager is not None:
+                retired.append(router.route.eager)
+            router.adopt(self._places.compile(routing))
+        self._news = news
+        for eager in retired:
+            await eager.close()
+
+    async def _check_backend(self, routing: Routing) -> None:
+        """Refuse to serve from a store that says itself that it is retired, foreign, or ahead of the control store."""
+        place = routing.authority
+        row = (await self._places.backend(place).read_meta()).get((routing.domain, place.attempt))
+        if row is None:
+            return
+        deployment = await self._control.deployment()
+        what = f"{routing.domain} on backend {place.backend!r}"
+        if row.deployment != deployment:
+            raise RoutingMismatch(f"{what} belongs to another deployment ({row.deployment})")
+        if row.role == "retired":
+            raise RoutingMismatch(f"{what} is retired: its data has moved", hint="datalayer routes shows where it is")
+        if row.epoch > routing.epoch:
+            raise RoutingMismatch(
+                f"{what} has seen routing epoch {row.epoch}, but the control store is at {routing.epoch}",
+                hint="the control store was restored from an old copy; see the runbook",
+            )
+
+    def _near_cut_over(self) -> bool:
+        return any(r.held or r.routing.phase in LEASE_BINDS for r in self._routers.values())
+
+    def _epochs(self) -> dict[str, int]:
+        return {domain: router.acknowledged() for domain, router in self._routers.items()}
+
+    def _unacknowledged(self) -> bool:
+        return self._epochs() != self._acknowledged
+
+    async def _renew(self) -> None:
+        sent_at = self._clock.boottime()
+        epochs = self._epochs()
+        await self._control.renew(self._process.id, epochs)
+        self._lease.renewed(sent_at)
+        self._acknowledged = epochs
+
+    async def _keep_lease(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                await self._renew()
+            except Closed:
+                # Declared dead by an operator, or forgotten: nothing acknowledged counts any more. Come in again.
+                self._lease.until = 0.0
+                self._acknowledged = {}
+                await self._enter_again()
+            except DatalayerError as error:
+                await self._control_failed(error)
+            await self._sleep(LEASE_RENEW_S)
+
+    async def _enter_again(self) -> None:
+        try:
+            await self._control.register(self._process, {})
+            await self._take_routings()
+            await self._renew()
+        except DatalayerError as error:
+            await self._control_failed(error)
+
+    async def _control_failed(self, error: DatalayerError) -> None:
+        self.control_errors += 1
+        log.debug("control store: %s", error.message)
+        await self._sleep(0.05 + 0.1 * self._jitter.random())
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+
+    # --- work that a dead coordinator left behind -------------------------------------------------------------------
+
+    async def _assist_forever(self) -> None:
+        while not self._stopped.is_set():
+            await self._sleep(ASSIST_S * (0.75 + 0.5 * self._jitter.random()))
+            for router in self._routers.values():
+                if router.routing.at_rest:
+                    continue
+                try:
+                    await self._assist_domain(router.routing)
+                except LostLease:
+                    continue
+                except DatalayerError as error:
+                    await self._control_failed(error)
+
+    async def _assist_domain(self, routing: Routing) -> None:
+        name = coordinator_lease(routing.domain)
+        if await self._control.holder(name) is not None:
+            return
+        value = await self._control.take(name, self._process.id, COORDINATOR_TTL_S)
+        if value is None:
+            return
+        try:
+            found = await self._control.migrations(routing.domain)
+            live = next((m for m in found if m.attempt == routing.attempt and not m.finished), None)
+            if live is not None and not live.paused:
+                await self._assist_migration(routing, live, value)
+        finally:
+            await self._control.release(name, value)
+
+    async def _assist_migration(self, routing: Routing, migration: Migration, value: int) -> None:
+        _, routings = await self._control.routings()
+        if routings[routing.domain] != routing:
+            return
+        token = Token(migration.id, routing.domain, routing.attempt, value)
+        replayer = Replayer(self._places, routing, migration.id)
+        await replayer.load_quarantine()
+        if routing.phase in LEASE_BINDS:
+            authority, _ = self._places.sides(routing)
+            if (await authority.state()).fence == "sealed":
+                for place in {routing.source, routing.target} - {None}:
+                    await self._places.backend(place).raise_token(token)
+                await finish_flip(self._places, routing, migration, token, actor=self._process.id, replayer=replayer)
+                return
+        until = self._clock.monotonic() + ASSIST_SLICE_S
+        while self._clock.monotonic() < until and (await replayer.step()).records:
+            pass
