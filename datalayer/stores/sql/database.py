@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from datalayer.errors import DatalayerError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
@@ -12,6 +14,14 @@ if TYPE_CHECKING:
 
 Dialect = Literal["sqlite", "postgresql"]
 Row = tuple[Any, ...]
+
+
+class UniqueViolation(DatalayerError):
+    """A unique key is taken; the statement had no effect. ``constraint`` names it, or is empty where unknown."""
+
+    def __init__(self, constraint: str) -> None:
+        super().__init__(f"the unique key {constraint or 'of this table'} is taken")
+        self.constraint = constraint
 
 
 class SqlTransaction(Protocol):
