@@ -21,11 +21,13 @@ from typing import Any, Final
 
 from datalayer._settings.faults import Fault, SettingsError, choice, sayable
 from datalayer._settings.reader import Reader
-from datalayer._settings.sources import EnvironmentSource, Key, MappingSource, TomlSource, Value
+from datalayer._settings.sources import EnvironmentSource, Key, MappingSource, TomlSource, Value, flat
 from datalayer._settings.template import TEMPLATE
 from datalayer._settings.url import BackendUrl, Host, Option
+from datalayer.errors import PreconditionFailed
 
 __all__ = [
+    "DEFAULT_FILE",
     "DOMAINS",
     "BackendSettings",
     "BackendUrl",
@@ -37,9 +39,11 @@ __all__ = [
     "Settings",
     "SettingsError",
     "describe",
+    "explain",
     "load_settings",
     "parse_settings",
     "render_default_toml",
+    "write_default_toml",
 ]
 
 DOMAINS: Final = ("users", "messages", "conversations", "presence", "sessions", "typing", "media", "search")
@@ -178,6 +182,30 @@ def describe(settings: Settings) -> dict[str, Any]:
         "limits": {"body_max_bytes": settings.limits.body_max_bytes},
         "deadlines": {"default_s": settings.deadlines.default_s, "max_s": settings.deadlines.max_s},
     }
+
+
+def explain(settings: Settings) -> list[tuple[Key, Any, str]]:
+    """Each setting as key, value (masked) and place: ``file:line``, a variable, or ``default``."""
+    sections = {name: section for name, section in describe(settings).items() if name != "source"}
+    return [(key, value, settings.places(key) or "default") for key, value in flat(sections) if value not in ([], {})]
+
+
+def write_default_toml(path: Path) -> None:
+    """Write `render_default_toml` to a new file.
+
+    Raises:
+        PreconditionFailed: the file exists (it is left as it was), or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except FileExistsError:
+        reason, hint = f"{path} exists already", "remove it, or name another: --config FILE"
+    except OSError as error:
+        reason, hint = f"{path} cannot be written: {error.strerror}", None
+    else:
+        return
+    raise PreconditionFailed(reason, hint=hint)
 
 
 def _described(backend: BackendSettings) -> dict[str, Any]:
