@@ -1,17 +1,15 @@
 """Servers that somebody else runs, named by environment variables."""
 
 import os
-import re
 from collections.abc import Sequence
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
-from tests.servers.cassandra import probe
-from tests.servers.errors import NotControllable, ServerError
+from tests.servers.cassandra.keyspace import create_keyspace
+from tests.servers.errors import NotControllable
 from tests.servers.postgres.server import create_database
 
 POSTGRES_VARIABLE = "DATALAYER_TEST_POSTGRES_URL"
 CASSANDRA_VARIABLE = "DATALAYER_TEST_CASSANDRA_URL"
-_CASSANDRA_PORT = 9042
 
 
 class _Given:
@@ -55,33 +53,23 @@ class GivenCassandra(_Given):
 
     def create_keyspace(self, name: str) -> str:
         """Makes a keyspace, when there is none of that name, and returns its URL."""
-        parts = urlsplit(self.url)
-        query = parse_qs(parts.query)
-        datacenter = query.get("local_dc", ["datacenter1"])[0]
-        replication = query.get("replication", ["1"])[0]
-        host, _, port = re.split(r"[,@]", parts.netloc)[-1].partition(":")
-        options = f"{{'class': 'NetworkTopologyStrategy', '{datacenter}': {replication}}}"
-        statement = f"CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {options}"
-        error = probe.execute(host, int(port or _CASSANDRA_PORT), statement)
-        if error is not None:
-            raise ServerError(f"{host} did not make keyspace {name}: {error}")
-        return parts._replace(path=f"/{name}").geturl()
+        return create_keyspace(self.url, name)
 
     def await_whole(self) -> None:
         """Refused: the nodes are not known one by one."""
         self._refuse("watched")
 
 
-def given_postgres(count: int, *, run: str) -> list[GivenPostgres]:
-    """The Postgres servers of the environment; empty when it names none.
+def given_postgres(first: int, count: int, *, run: str) -> list[GivenPostgres]:
+    """The Postgres servers of the environment, from `first` up to `count`; empty when it names none.
 
     Where it names fewer than asked for, the rest are new databases on the same servers, in turn.
     """
     urls = [url.strip() for url in os.environ.get(POSTGRES_VARIABLE, "").split(",") if url.strip()]
     if not urls:
         return []
-    servers = [GivenPostgres(url) for url in urls[:count]]
-    for number in range(len(urls), count):
+    servers = [GivenPostgres(url) for url in urls[first:count]]
+    for number in range(max(first, len(urls)), count):
         url = create_database(urls[number % len(urls)], f"datalayer_{run}_{number}")
         servers.append(GivenPostgres(url))
     return servers

