@@ -50,7 +50,7 @@ class MemoryBackend:
     ``inject`` chooses what happens to each call; ``timeout_s`` bounds calls that carry no deadline.
     """
 
-    product: Literal["memory"] = "memory"
+    product: str = "memory"
 
     def __init__(
         self,

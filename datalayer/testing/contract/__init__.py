@@ -1,0 +1,22 @@
+"""Contract suites for the ports, one class each, to be run against any store, ours or yours.
+
+    import pytest
+    from datalayer.testing.contract import PortSuite, StoreFixture
+
+    pytest.register_assert_rewrite("datalayer.testing.contract")       # in conftest.py, before the import
+
+    class TestMessagesPort(PortSuite):
+        @pytest.fixture
+        async def fixture(self):
+            async with StoreFixture(connect=open_my_backend, seed=1) as fixture:
+                yield fixture
+
+Each test is one claim; it makes all its data from ``fixture.seed`` and drops the places that it made. A suite that stays
+green on a broken store is worthless, so each check has a control (see tests/contract/test_suite_controls.py here).
+"""
+
+from datalayer.testing.contract.fixture import Foreign, StoreFixture, outcomes, refused
+from datalayer.testing.contract.port import PortSuite
+from datalayer.testing.contract.values import Maker
+
+__all__ = ["Foreign", "Maker", "PortSuite", "StoreFixture", "outcomes", "refused"]

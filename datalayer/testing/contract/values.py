@@ -1,0 +1,178 @@
+"""Records that are easy to get wrong, made from a seeded random source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from datalayer.domains import users
+from datalayer.domains.messages import message_key
+from datalayer.domains.record import Record
+from datalayer.ids import id_time_us, uuid7_at
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datalayer.testing.contract.fixture import StoreFixture
+
+TEXTS: Final[dict[str, str]] = {
+    "empty": "",
+    "spaces": "  two before, three after   ",
+    "white space": "\t\n\r\u00a0\u2028",
+    "the word null": "null",
+    "the word NULL": "NULL",
+    "quotes": "'; DROP TABLE messages; --\"`$$ %s ? {} \\",
+    "astral": "\U0001f469\u200d\U0001f680 \U0010fffd \U0001d54f",
+    "composed": "caf\u00e9 \u212b \uac00",
+    "decomposed": "cafe\u0301 A\u030a \u1100\u1161",
+    "right to left": "\u05e9\u05dc\u05d5\u05dd \u202eabc",
+    "controls": "\x01\x02\x1b[31m\x7f\x85",
+    "byte order mark": "\ufeffx\ufffe\uffff",
+    "backslash u": "\\u0000 \\ud800",
+    "number": "1e22",
+}
+"""Texts that every store keeps character by character."""
+JSON_TEXTS: Final[dict[str, str]] = {
+    "empty object": "{}",
+    "negative zero": '{"x":-0.0}',
+    "large float": '{"x":1e+22,"y":1.7976931348623157e+308}',
+    "small float": '{"x":5e-324,"y":0.1}',
+    "big integer": '{"x":123456789012345678901234567890,"y":9007199254740993}',
+    "null inside": '{"x":null,"y":"null","z":""}',
+    "key order": '{"a":1,"b":2,"\u00e9":3}',
+    "nested": '{"a":{"b":[1,[2,{"c":[]}]],"d":{}}}',
+    "escapes": '{"a":"\\\\ \\" \\n \\u0001","\U0001f469":"\U0001f680"}',
+}
+"""Attributes in canonical form: a copy must be equal to the bit."""
+LONE_SURROGATE: Final = "a lone \ud800 surrogate"
+
+
+class Maker:
+    """Makes records of a domain. ``now_us``: the clock at the start, from which versions are counted."""
+
+    def __init__(self, fixture: StoreFixture) -> None:
+        self.random = fixture.random
+        self.now_us = fixture.clock.now_us()
+
+    def id(self, at_us: int | None = None) -> UUID:
+        """A random id of a time (default: some time of the last year)."""
+        year_us = 365 * 86_400_000_000
+        time_us = self.now_us - self.random.randrange(1_000_000, year_us) if at_us is None else at_us
+        return uuid7_at(time_us, self.random.getrandbits(62))
+
+    def ids(self, number: int, *, from_us: int, step_us: int) -> list[UUID]:
+        """Ids of rising times."""
+        return [self.id(from_us + at * step_us) for at in range(number)]
+
+    def message(
+        self,
+        conversation: UUID | None = None,
+        id: UUID | None = None,
+        *,
+        version: int | None = None,
+        body: str = "hello",
+        deleted: bool = False,
+        attributes: str = "{}",
+        thread: UUID | None = None,
+        attachments: Sequence[UUID] = (),
+        edited_at: int | None = None,
+        kind: str = "text",
+    ) -> Record:
+        """A message's record."""
+        own = self.id() if id is None else id
+        key = message_key(self.id() if conversation is None else conversation, own)
+        at = id_time_us(own) if version is None else version
+        files = b"".join(item.bytes for item in attachments)
+        thread_bytes = None if thread is None else thread.bytes
+        fields = (self.id().bytes, "" if deleted else body, kind, thread_bytes, files, edited_at, attributes)
+        return Record("message", key, at, deleted, fields)
+
+    def user(
+        self,
+        id: UUID | None = None,
+        *,
+        version: int | None = None,
+        username: str | None = None,
+        email: str | None = None,
+        display_name: str = "Ann",
+        deleted: bool = False,
+        attributes: str = "{}",
+    ) -> Record:
+        """A user's record."""
+        own = self.id() if id is None else id
+        at = id_time_us(own) if version is None else version
+        name = f"ann-{self.random.getrandbits(40):x}" if username is None else username
+        status = "deleted" if deleted else "active"
+        return Record("user", own.bytes, at, deleted, (name, email, display_name, status, at, attributes))
+
+    def claim(self, value: str | None = None, *, version: int | None = None, deleted: bool = False) -> Record:
+        """A claim's record."""
+        name = f"ann-{self.random.getrandbits(40):x}" if value is None else value
+        at = self.now_us if version is None else version
+        field = self.random.choice(("username", "email"))
+        return users.claim_record(users.claim_key(field, name), self.id(), at, deleted=deleted)
+
+    def of(self, domain: str, kind: str | None = None) -> Record:
+        """A record of a domain with new keys; any kind of it unless one is given."""
+        if domain == "messages":
+            return self.message()
+        chosen = self.random.choice(("user", "claim")) if kind is None else kind
+        return self.user() if chosen == "user" else self.claim()
+
+    def many(self, domain: str, number: int) -> list[Record]:
+        """Records with different keys, a tenth of them tombstones; in a few conversations where there are any."""
+        conversations = [self.id() for _ in range(max(1, number // 10))]
+        made = []
+        for at in range(number):
+            record = self.of(domain)
+            if domain == "messages":
+                record = self.message(self.random.choice(conversations))
+            made.append(record if at % 10 else record._replace(deleted=True))
+        return made
+
+    def hostile(self, domain: str) -> dict[str, Record]:
+        """One record per thing that a codec may get wrong, by its name."""
+        if domain == "users":
+            return self._hostile_users()
+        made = {f"body {name}": self.message(body=text) for name, text in TEXTS.items()}
+        made |= {f"attributes {name}": self.message(attributes=text) for name, text in JSON_TEXTS.items()}
+        made |= {f"kind {name}": self.message(kind=text) for name, text in TEXTS.items() if text}
+        made["no thread"] = self.message(thread=None)
+        made["a thread"] = self.message(thread=self.id())
+        made["the nil thread"] = self.message(thread=UUID(int=0))
+        made["one attachment"] = self.message(attachments=[self.id()])
+        made["forty attachments"] = self.message(attachments=[self.id() for _ in range(40)])
+        made["twice the same attachment"] = self.message(attachments=[UUID(int=1 << 127)] * 2)
+        made["edited at microsecond"] = self.message(edited_at=1_700_000_000_123_457)
+        made["edited at zero"] = self.message(edited_at=0)
+        made["deleted"] = self.message(deleted=True)
+        return made
+
+    def _hostile_users(self) -> dict[str, Record]:
+        made = {f"display name {name}": self.user(display_name=text) for name, text in TEXTS.items()}
+        made |= {f"username {name}": self.user(username=text) for name, text in TEXTS.items()}
+        made |= {f"e-mail {name}": self.user(email=text) for name, text in TEXTS.items()}
+        made |= {f"attributes {name}": self.user(attributes=text) for name, text in JSON_TEXTS.items()}
+        made |= {f"claim {name}": self.claim(f"{text}{self.id().hex}") for name, text in TEXTS.items()}
+        made["no e-mail"] = self.user(email=None)
+        made["deleted user"] = self.user(deleted=True)
+        made["released claim"] = self.claim(deleted=True)
+        return made
+
+    def next_versions(self, record: Record, number: int) -> list[Record]:
+        """Later versions of a record with different contents, the last one a tombstone."""
+        made = []
+        for at in range(number):
+            version = record.version + 2 * (at + 1)
+            made.append(self._same_key(record, version, deleted=at == number - 1))
+        return made
+
+    def _same_key(self, record: Record, version: int, *, deleted: bool) -> Record:
+        text = f"version {version}"
+        if record.kind == "message":
+            other = self.message(version=version, body=text, deleted=deleted)
+        elif record.kind == "user":
+            other = self.user(version=version, display_name=text, deleted=deleted)
+        else:
+            other = self.claim(version=version, deleted=deleted)
+        return other._replace(key=record.key)

@@ -1,0 +1,44 @@
+"""Every suite on the in-memory product, in both of its classes."""
+
+from collections.abc import AsyncIterator
+from typing import ClassVar
+
+import pytest
+
+from datalayer.clock import SystemClock
+from datalayer.stores.base import AuthorityClass, Backend
+from datalayer.stores.memory import MemoryBackend, MemoryServer
+from datalayer.testing.contract import PortSuite, StoreFixture
+
+
+class _Memory:
+    authority: ClassVar[AuthorityClass] = "transactional"
+
+    @pytest.fixture
+    async def fixture(self, seed: int) -> AsyncIterator[StoreFixture]:
+        server = MemoryServer("memory", SystemClock(), authority_class=self.authority)
+
+        async def connect() -> Backend:
+            backend = MemoryBackend(server)
+            await backend.open()
+            return backend
+
+        async with StoreFixture(connect, seed=seed) as fixture:
+            yield fixture
+
+
+class TestMessagesPort(_Memory, PortSuite):
+    pass
+
+
+class TestUsersPort(_Memory, PortSuite):
+    domain = "users"
+
+
+class TestLastWriterMessagesPort(_Memory, PortSuite):
+    authority = "last_writer"
+
+
+class TestLastWriterUsersPort(_Memory, PortSuite):
+    domain = "users"
+    authority = "last_writer"
