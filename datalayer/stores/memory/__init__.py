@@ -4,7 +4,7 @@
 delayed, lost, refused or cut short by an ``Injector``.
 """
 
-from datalayer.stores.memory.backend import MemoryBackend
+from datalayer.stores.memory.backend import MemoryBackend, create_backend
 from datalayer.stores.memory.faults import Call, Fault, Injection, Injector, ProcessCrash, no_faults
 from datalayer.stores.memory.server import SERVERS, MemoryServer
 
@@ -17,5 +17,6 @@ __all__ = [
     "MemoryBackend",
     "MemoryServer",
     "ProcessCrash",
+    "create_backend",
     "no_faults",
 ]

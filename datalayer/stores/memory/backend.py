@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import (
@@ -68,20 +67,6 @@ class MemoryBackend:
         self._inject = inject
         self._timeout_s = timeout_s
         self._closed = False
-
-    @classmethod
-    def from_url(cls, name: str, url: str, clock: Clock) -> MemoryBackend:
-        """The client of ``memory://SERVER`` (default: the backend's name); ``?authority=last_writer`` makes it plain."""
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        authority = options.pop("authority", "transactional")
-        if options or parts.path.strip("/") or authority not in {"transactional", "last_writer"}:
-            msg = f"backend {name}: a memory URL is memory://NAME, with ?authority=transactional or last_writer"
-            raise ConfigurationError(msg)
-        chosen: Literal["transactional", "last_writer"] = (
-            "last_writer" if authority == "last_writer" else "transactional"
-        )
-        return cls(server_named(parts.netloc or name, clock, chosen), name=name)
 
     async def open(self) -> None:
         self._closed = False
@@ -210,3 +195,8 @@ def _lost(call: Call, fault: Fault) -> DatalayerError:
     if fault in _HANGS:
         return DeadlineExceeded(f"{call.server} did not answer {call.name} in time")
     return Unavailable(f"the connection to {call.server} broke during {call.name}")
+
+
+def create_backend(name: str, url: Any, *, pool_max: int, clock: Clock) -> MemoryBackend:
+    """The client of ``memory://``: its server is the one of the backend's name in this process (``SERVERS``)."""
+    return MemoryBackend(server_named(name, clock, "transactional"), name=name)
