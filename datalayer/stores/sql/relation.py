@@ -1,0 +1,113 @@
+"""One kind's table at a place, with the statements that serve the port: scan, fetch, apply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from datalayer.domains.messages import MESSAGE
+from datalayer.domains.users import CLAIM, USER, claim_of
+from datalayer.schemas import metadata
+from datalayer.stores.sql.statement import LookUp, first, limited, statement, upsert_newer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datalayer.domains.record import Kind, Record
+    from datalayer.stores.sql.codec import RowCodec
+    from datalayer.stores.sql.database import Dialect, Row
+
+
+class Relation:
+    """A kind's table: its statements, and the conversions between keys, records and rows.
+
+    ``position`` turns a record's key into the driver's values of the primary key; ``order`` sorts keys as the table's
+    primary key does.
+    """
+
+    def __init__(  # noqa: PLR0917 - the parts of one table
+        self,
+        dialect: Dialect,
+        kind: Kind,
+        table: sa.Table,
+        columns: tuple[str, ...],
+        to_row: Callable[[Record], Row],
+        to_record: Callable[[Row], Record],
+        position: Callable[[bytes], Row],
+        order: Callable[[bytes], Any],
+    ) -> None:
+        self.kind = kind
+        self.table = table
+        self.columns = columns
+        self.to_row = to_row
+        self.to_record = to_record
+        self.position = position
+        self.order = order
+        self.select = sa.select(*(table.c[name] for name in columns))
+        keys = list(table.primary_key)
+        self.key_names = tuple(column.name for column in keys)
+        pk: Any = sa.tuple_(*keys) if len(keys) > 1 else keys[0]
+        low, high = _bounds(keys, "low"), _bounds(keys, "high")
+        limited_select = limited(dialect, self.select.where(pk <= high).order_by(*keys))
+        highs, lows = [f"high_{name}" for name in self.key_names], [f"low_{name}" for name in self.key_names]
+        self.scan_first = statement(dialect, limited_select, *highs, "limit").sql
+        self.scan_after = statement(dialect, limited_select.where(pk > low), *highs, *lows, "limit").sql
+        self.last = statement(dialect, first(dialect, self.select.order_by(*(key.desc() for key in keys)))).sql
+        self.upsert = statement(dialect, upsert_newer(dialect, table, columns), *columns).sql
+        item = tuple([None] * len(keys)) if len(keys) > 1 else None
+        self.look_up = LookUp(dialect, self.select.where(pk.in_(sa.bindparam("keys", expanding=True))), "keys", item)
+        self.any = statement(dialect, first(dialect, sa.select(sa.literal_column("1")).select_from(table))).sql
+
+    def item(self, key: bytes) -> Any:
+        """The value of ``look_up`` for a key."""
+        position = self.position(key)
+        return position if len(position) > 1 else position[0]
+
+
+def _bounds(keys: list[sa.Column[Any]], prefix: str) -> Any:
+    binds = [sa.bindparam(f"{prefix}_{column.name}", type_=column.type) for column in keys]
+    return sa.tuple_(*binds) if len(binds) > 1 else binds[0]
+
+
+def message_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The messages of a place."""
+    uuid = codec.uuid
+    return Relation(
+        dialect,
+        MESSAGE,
+        metadata.messages_table(attempt),
+        metadata.MESSAGE_COLUMNS,
+        codec.message_row,
+        codec.message_record,
+        lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
+    )
+
+
+def user_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The users of a place."""
+    return Relation(
+        dialect,
+        USER,
+        metadata.users_table(attempt),
+        metadata.USER_COLUMNS,
+        codec.user_row,
+        codec.user_record,
+        lambda key: (codec.uuid(key),),
+        lambda key: key,
+    )
+
+
+def claim_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The claims of a place; their primary key is (kind, value), their routing key a hash of it."""
+    return Relation(
+        dialect,
+        CLAIM,
+        metadata.claims_table(attempt),
+        metadata.CLAIM_COLUMNS,
+        codec.claim_row,
+        codec.claim_record,
+        claim_of,
+        lambda key: tuple(part.encode() for part in claim_of(key)),
+    )

@@ -1,0 +1,207 @@
+"""The physical tables of the SQL stores, declared once for every SQL product.
+
+Attempt 0 has the plain names; the tables of attempt n carry ``_n``, so that a wipe is a new name and late applies of
+an earlier attempt land nowhere. Types are chosen so that a copy is bit-equal: ``json`` and not ``jsonb`` in Postgres
+(jsonb rewrites numbers such as 1e22 and -0.0), text in SQLite. No UNIQUE index lies on users: uniqueness lives in
+claims. The defaults are there for programs that write without this library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import ColumnElement
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+MESSAGE_COLUMNS: Final = (
+    "conversation_id",
+    "id",
+    "sender_id",
+    "body",
+    "kind",
+    "thread_id",
+    "attachments",
+    "edited_at",
+    "deleted",
+    "version",
+    "attributes",
+)
+USER_COLUMNS: Final = (
+    "id",
+    "username",
+    "email",
+    "display_name",
+    "status",
+    "updated_at",
+    "deleted",
+    "version",
+    "attributes",
+)
+CLAIM_COLUMNS: Final = ("kind", "value", "routing", "owner", "version", "deleted")
+META_COLUMNS: Final = ("domain", "attempt", "deployment", "role", "epoch")
+TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
+
+# Declared once per use: a type object of SQLAlchemy is immutable and may be shared.
+_UUID: Final = sa.LargeBinary(16).with_variant(postgresql.UUID(), "postgresql")
+_UUIDS: Final = sa.LargeBinary().with_variant(postgresql.ARRAY(postgresql.UUID()), "postgresql")
+_BYTES: Final = sa.LargeBinary()
+_JSON: Final = sa.Text().with_variant(sa.JSON(), "postgresql")
+# Byte order everywhere: a scan's order may not depend on the collation a database was made with.
+_SORTED_TEXT: Final = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+class _EmptyUuids(ColumnElement[Any]):
+    """The default of a list of uuids, in each product's own form."""
+
+    inherit_cache = True
+
+
+@compiles(_EmptyUuids, "sqlite")
+def _empty_blob(element: _EmptyUuids, compiler: SQLCompiler, **options: Any) -> str:
+    return "x''"
+
+
+@compiles(_EmptyUuids, "postgresql")
+def _empty_array(element: _EmptyUuids, compiler: SQLCompiler, **options: Any) -> str:
+    return "'{}'"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalTables:
+    """The journal of one side of one attempt, its tombstones of foreign hard deletes, and who wrote besides us."""
+
+    journal: sa.Table
+    tombs: sa.Table
+    foreign: sa.Table
+
+    @property
+    def all(self) -> tuple[sa.Table, ...]:
+        """In the order in which they are made."""
+        return (self.journal, self.tombs, self.foreign)
+
+
+def relation(base: str, attempt: int) -> str:
+    """The physical name of a table at a place (the same rule as ``Place.relation``)."""
+    return base if attempt == 0 else f"{base}_{attempt}"
+
+
+def messages_table(attempt: int = 0) -> sa.Table:
+    """The messages of a place; conversation_id is the routing key."""
+    return sa.Table(
+        relation("messages", attempt),
+        sa.MetaData(),
+        sa.Column("conversation_id", _UUID, primary_key=True),
+        sa.Column("id", _UUID, primary_key=True),
+        sa.Column("sender_id", _UUID, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False, server_default="text"),
+        sa.Column("thread_id", _UUID),
+        sa.Column("attachments", _UUIDS, nullable=False, server_default=_EmptyUuids()),
+        sa.Column("edited_at", sa.BigInteger),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("attributes", _JSON, nullable=False, server_default="{}"),
+    )
+
+
+def users_table(attempt: int = 0) -> sa.Table:
+    """The users of a place."""
+    return sa.Table(
+        relation("users", attempt),
+        sa.MetaData(),
+        sa.Column("id", _UUID, primary_key=True),
+        sa.Column("username", sa.Text, nullable=False),
+        sa.Column("email", sa.Text),
+        sa.Column("display_name", sa.Text, nullable=False, server_default=""),
+        sa.Column("status", sa.Text, nullable=False, server_default="active"),
+        sa.Column("updated_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("attributes", _JSON, nullable=False, server_default="{}"),
+    )
+
+
+def claims_table(attempt: int = 0) -> sa.Table:
+    """Who holds which unique value; ``routing`` is the first 16 bytes of the record's key."""
+    return sa.Table(
+        relation("claims", attempt),
+        sa.MetaData(),
+        sa.Column("kind", _SORTED_TEXT, primary_key=True),
+        sa.Column("value", _SORTED_TEXT, primary_key=True),
+        sa.Column("routing", _BYTES, nullable=False),
+        sa.Column("owner", _UUID, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+    )
+
+
+def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
+    """Every table of a domain at a place."""
+    if domain == "messages":
+        return (messages_table(attempt),)
+    assert domain == "users", f"the SQL schema knows messages and users, not {domain}"
+    return (users_table(attempt), claims_table(attempt))
+
+
+def journal_tables(domain: str, attempt: int) -> JournalTables:
+    """What the guard of a side writes while the attempt lives; it carries the attempt's number."""
+    meta = sa.MetaData()
+    journal = sa.Table(
+        f"datalayer_journal_{domain}_{attempt}",
+        meta,
+        sa.Column("kind", _SORTED_TEXT, primary_key=True),
+        sa.Column("key", _BYTES, primary_key=True),
+        sa.Column("routing", _BYTES, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False),
+    )
+    sa.Index(f"datalayer_journal_{domain}_{attempt}_routing", journal.c.routing)
+    tombs = sa.Table(
+        f"datalayer_tombs_{domain}_{attempt}",
+        meta,
+        sa.Column("kind", _SORTED_TEXT, primary_key=True),
+        sa.Column("key", _BYTES, primary_key=True),
+        sa.Column("version", sa.BigInteger, nullable=False),
+    )
+    foreign = sa.Table(
+        f"datalayer_foreign_{domain}_{attempt}",
+        meta,
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("writes", sa.BigInteger, nullable=False, server_default="0"),
+    )
+    return JournalTables(journal, tombs, foreign)
+
+
+def meta_table() -> sa.Table:
+    """What a backend says of itself (``MetaRow``)."""
+    return sa.Table(
+        "datalayer_meta",
+        sa.MetaData(),
+        sa.Column("domain", sa.Text, primary_key=True),
+        sa.Column("attempt", sa.Integer, primary_key=True),
+        sa.Column("deployment", sa.Text, nullable=False),
+        sa.Column("role", sa.Text, nullable=False),
+        sa.Column("epoch", sa.BigInteger, nullable=False),
+    )
+
+
+def token_table() -> sa.Table:
+    """The newest coordinator's fencing token of each domain; attempts rise, so (attempt, value) orders them."""
+    return sa.Table(
+        "datalayer_token",
+        sa.MetaData(),
+        sa.Column("domain", sa.Text, primary_key=True),
+        sa.Column("migration", sa.Text, nullable=False),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("value", sa.BigInteger, nullable=False),
+    )
+
+
+def base_tables() -> tuple[sa.Table, ...]:
+    """What a database holds before any migration."""
+    return (messages_table(), users_table(), claims_table(), meta_table(), token_table())
