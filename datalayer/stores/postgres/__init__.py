@@ -1,0 +1,1 @@
+"""The Postgres stores: the only package that imports psycopg."""

@@ -1,0 +1,230 @@
+"""``SqlDatabase`` over psycopg: single statements in autocommit, transactions in READ COMMITTED, bounded calls."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import psycopg
+from psycopg.pq import ExecStatus, TransactionStatus
+
+from datalayer.stores.postgres.connection import ADAPTERS, NEVER, DeadlineConnection, TimeUp
+from datalayer.stores.postgres.faults import translate, translate_connect
+from datalayer.stores.postgres.listener import Listener
+from datalayer.stores.postgres.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from psycopg.abc import QueryNoTemplate
+
+    from datalayer.clock import Deadline
+    from datalayer.settings import BackendUrl
+    from datalayer.stores.sql.database import Row
+
+CALL_TIMEOUT_S: Final = 30.0
+"""The bound of a call that carries no deadline."""
+CONNECT_TIMEOUT_S: Final = 10.0
+ROLLBACK_S: Final = 0.25
+"""What a ROLLBACK may take, beyond the deadline too, before the connection is closed instead."""
+PREPARE_AFTER: Final = 3
+APPLICATION: Final = "datalayer/"
+"""What application_name of this library's connections begins with; the journal takes all others for foreign."""
+_TUPLES: Final = ExecStatus.TUPLES_OK
+_OUR_OPTIONS: Final = frozenset({"pgbouncer", "direct", "application_name"})
+_CAUGHT: Final = (psycopg.Error, TimeUp, UnicodeError)
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+
+
+def connect_arguments(url: BackendUrl, process: str) -> dict[str, Any]:
+    """Keywords for psycopg. A connection string is never built: psycopg repeats one that it cannot parse."""
+    arguments: dict[str, Any] = {
+        "user": url.user,
+        "password": url.password,
+        "dbname": url.database,
+        "application_name": f"{APPLICATION}{process}",
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        **{key: value for key, value in url.options.items() if key not in _OUR_OPTIONS},
+    }
+    if url.hosts:
+        arguments["host"] = ",".join(host.name for host in url.hosts)
+        arguments["port"] = ",".join(str(host.port or 5432) for host in url.hosts)
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+class PostgresDatabase:
+    """One database. ``process`` becomes part of application_name, so that the journal can tell foreign writers."""
+
+    dialect: Literal["postgresql"] = "postgresql"
+
+    def __init__(self, url: BackendUrl, *, name: str, process: str = "app", pool_max: int = 20) -> None:
+        where = ",".join(str(host) for host in url.hosts) or "the local socket"
+        self.where: Final = f"postgres {name!r} at {where}"
+        self._pgbouncer = bool(url.options.get("pgbouncer", False))
+        self._arguments = connect_arguments(url, process)
+        direct = url.options.get("direct")
+        self._direct = None if self._pgbouncer and not direct else dict(self._arguments)
+        if direct and self._direct is not None:
+            host, _, port = str(direct).rpartition(":")
+            self._direct |= {"host": host, "port": port}
+        self._pool = Pool(self._connect, pool_max, self.where)
+        self._listener: Listener | None = None
+        self._numbers = count()
+
+    # connections
+    async def _connect(self, until: float, arguments: dict[str, Any] | None = None) -> DeadlineConnection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(min(until, loop.time() + CONNECT_TIMEOUT_S)):
+                return await DeadlineConnection.connect(
+                    autocommit=True,
+                    prepare_threshold=None if self._pgbouncer else PREPARE_AFTER,
+                    context=ADAPTERS,
+                    **(self._arguments if arguments is None else arguments),
+                )
+        except (psycopg.Error, TimeoutError, OSError) as error:
+            # the driver's error may quote its parameters: it is no __cause__ here
+            raise translate_connect(error, self.where) from None
+
+    async def dedicated(self) -> DeadlineConnection | None:
+        """A connection outside the pool that is no pooler's, or None where there is only a pooler. Close it."""
+        if self._direct is None:
+            return None
+        return await self._connect(NEVER, self._direct)
+
+    @asynccontextmanager
+    async def connection(self, deadline: Deadline | None = None) -> AsyncIterator[DeadlineConnection]:
+        """A pooled connection for this package's own protocols (COPY, cursors). Errors are not translated."""
+        connection = await self._pool.take(_until(deadline))
+        try:
+            yield connection
+        finally:
+            self._pool.give(connection)
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        if self._listener is not None:
+            await self._listener.close()
+        self._pool.close()
+
+    # statements
+    async def fetch(self, sql: str, params: Sequence[Any] = (), *, deadline: Deadline | None = None) -> list[Row]:
+        """One read in autocommit."""
+        return await self._statement(sql, params, deadline, may_have_committed=False)
+
+    async def run(self, sql: str, params: Sequence[Any] = (), *, deadline: Deadline | None = None) -> list[Row]:
+        """One writing statement in autocommit; rows of its RETURNING."""
+        return await self._statement(sql, params, deadline, may_have_committed=True)
+
+    async def _statement(
+        self, sql: str, params: Sequence[Any], deadline: Deadline | None, *, may_have_committed: bool
+    ) -> list[Row]:
+        connection = await self._pool.take(_until(deadline))
+        try:
+            return await _execute(connection, sql, params)
+        except _CAUGHT as error:
+            raise translate(error, self.where, may_have_committed=may_have_committed) from error
+        finally:
+            self._pool.give(connection)
+
+    @asynccontextmanager
+    async def transaction(self, *, deadline: Deadline | None = None) -> AsyncIterator[PostgresTransaction]:
+        """A READ COMMITTED transaction: committed at the end of the block, rolled back on any exception."""
+        connection = await self._pool.take(_until(deadline))
+        try:
+            transaction = PostgresTransaction(connection, self.where)
+            await transaction.run(BEGIN)
+            yield transaction
+            await transaction.commit()
+        finally:
+            # what is still open is rolled back here, or by the server when give() closes the connection
+            await self._roll_back(connection)
+            self._pool.give(connection)
+
+    async def _roll_back(self, connection: DeadlineConnection) -> None:
+        if connection.pgconn.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            connection.until = asyncio.get_running_loop().time() + ROLLBACK_S
+            try:
+                await _execute(connection, "ROLLBACK", ())
+            except _CAUGHT:
+                connection.discard()
+
+    async def stream(self, sql: str, params: Sequence[Any] = (), *, batch: int = 1000) -> AsyncIterator[list[Row]]:
+        """Rows of a long read, batch by batch, through a server-side cursor. No deadline over the whole of it."""
+        connection = await self._pool.take(_until(None))
+        try:
+            await _execute(connection, f"{BEGIN} READ ONLY", ())
+            name = f"datalayer_{next(self._numbers)}"
+            await _execute(connection, f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", params)
+            while True:
+                connection.until = _until(None)
+                rows = await _execute(connection, f"FETCH {batch:d} FROM {name}", ())
+                if rows:
+                    yield rows
+                if len(rows) < batch:
+                    break
+        except _CAUGHT as error:
+            raise translate(error, self.where, may_have_committed=False) from error
+        finally:
+            await self._roll_back(connection)
+            self._pool.give(connection)
+
+    async def listen(self, channel: str, callback: Callable[[], None]) -> bool:
+        """Call back on every notification and after every reconnect; False behind a pooler without ``direct``."""
+        if self._direct is None:
+            return False
+        if self._listener is None:
+            self._listener = Listener(self.dedicated)
+        return await self._listener.add(channel, callback)
+
+
+class PostgresTransaction:
+    """One open transaction. Whatever fails in it before ``commit`` was not applied."""
+
+    __slots__ = ("_where", "connection")
+
+    def __init__(self, connection: DeadlineConnection, where: str) -> None:
+        self.connection = connection
+        self._where = where
+
+    async def run(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        """Run one statement; its rows, or []."""
+        try:
+            return await _execute(self.connection, sql, params)
+        except _CAUGHT as error:
+            raise translate(error, self._where, may_have_committed=False) from error
+
+    async def run_many(self, sql: str, params: Sequence[Sequence[Any]]) -> None:
+        """Run one statement once per parameter set, in one pipeline."""
+        try:
+            await self.connection.cursor().executemany(sql.encode(), params)
+        except _CAUGHT as error:
+            raise translate(error, self._where, may_have_committed=False) from error
+
+    async def commit(self) -> None:
+        """Commit; called by the block that opened it."""
+        status = self.connection.pgconn.transaction_status
+        assert status != TransactionStatus.INERROR, "a failed statement was swallowed: COMMIT would roll back silently"
+        try:
+            await _execute(self.connection, "COMMIT", ())
+        except _CAUGHT as error:
+            raise translate(error, self._where, may_have_committed=True) from error
+
+
+async def _execute(connection: DeadlineConnection, sql: str, params: Sequence[Any]) -> list[Row]:
+    if asyncio.get_running_loop().time() >= connection.until:
+        raise TimeUp(undone=True)  # nothing was sent: a COMMIT that comes too late is known as not applied
+    cursor = connection.reused
+    await cursor.execute(cast("QueryNoTemplate", sql), params or None)
+    result = cursor.pgresult
+    if result is None or result.status != _TUPLES:
+        return []
+    return await cursor.fetchall()
+
+
+def _until(deadline: Deadline | None) -> float:
+    return asyncio.get_running_loop().time() + (CALL_TIMEOUT_S if deadline is None else deadline.remaining())
