@@ -35,10 +35,10 @@ demo: $(STAMP)  ## a live workload, an online migration, a proof: about a minute
 	@$(BIN)/datalayer demo
 
 check: $(STAMP)  ## types, lint, layers, unit tests and fakes: under a minute
-	@$(MAKE) --no-print-directory -j2 -Otarget lint types layers fast
+	@$(MAKE) --no-print-directory -k -j2 -Otarget lint types layers fast
 
 test: $(STAMP) real-needs  ## everything, on real servers that it installs and starts: under 20 minutes
-	@$(MAKE) --no-print-directory -j2 -Otarget lint types layers
+	@$(MAKE) --no-print-directory -k -j2 -Otarget lint types layers
 	@$(MAKE) --no-print-directory everything
 
 deep: $(STAMP)  ## the long programmes: under an hour
