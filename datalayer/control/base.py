@@ -23,6 +23,11 @@ LEASE_RENEW_S: float = 2.0
 LEASE_DRIFT_S: float = 1.0
 
 
+def coordinator_lease(domain: str) -> str:
+    """The name of the lease whose token every step of a coordinator of this domain carries."""
+    return f"migrate:{domain}"
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
     """One open DataLayer. ``lease_left_s``: seconds until its lease ends by the control store's clock (may be < 0)."""

@@ -1,0 +1,77 @@
+"""Waiting for news: notifications where the database has them, polling always.
+
+Correctness never rests on a notification. It only shortens the wait; a poll finds what a lost one would have told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Text, func, literal, select
+
+from datalayer.control.schema import CHANNEL, STATE
+from datalayer.control.statements import SqlPart
+from datalayer.errors import DatalayerError
+
+if TYPE_CHECKING:
+    from datalayer.stores.sql.database import SqlTransaction
+
+_READ: Final = select(STATE.c.news)
+_NOTIFY: Final = select(func.pg_notify(literal(CHANNEL, Text), literal("", Text)))
+LISTENING_POLL_FACTOR: Final = 4
+LISTENING_POLL_S_MIN: Final = 0.1
+
+
+class SqlNews(SqlPart):
+    """The news counter."""
+
+    _stirred: asyncio.Event | None = None
+    _listening: bool | None = None
+
+    async def news(self) -> int:
+        """The counter now: it rises with every published routing."""
+        return int((await self._fetch(_READ))[0][0])
+
+    async def wait_news(self, seen: int, timeout_s: float, *, poll_s: float) -> int:
+        """Return the news counter as soon as it differs from ``seen``, or after the timeout."""
+        if self._listening is None:
+            await self._listen()
+        pause_s = max(poll_s * LISTENING_POLL_FACTOR, LISTENING_POLL_S_MIN) if self._listening else poll_s
+        ends = self._clock.monotonic() + timeout_s
+        while True:
+            event = self._event()
+            news = await self.news()
+            left = ends - self._clock.monotonic()
+            if news != seen or left <= 0:
+                return news
+            await _pause(event, min(pause_s, left))
+
+    async def _listen(self) -> None:
+        try:
+            self._listening = await self._database.listen(CHANNEL, self._stir)
+        except DatalayerError:
+            # The one place where such an error is swallowed: polling does the work, the next wait tries again.
+            return
+
+    async def _announce(self, transaction: SqlTransaction) -> None:
+        if self._database.dialect == "postgresql":
+            await self._do(transaction, _NOTIFY)
+
+    def _event(self) -> asyncio.Event:
+        if self._stirred is None or self._stirred.is_set():
+            self._stirred = asyncio.Event()
+        return self._stirred
+
+    def _stir(self) -> None:
+        """Let every waiter of this process look now."""
+        if self._stirred is not None:
+            self._stirred.set()
+
+
+async def _pause(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
