@@ -73,11 +73,13 @@ class Flag(IntFlag):
     FINAL = 16
     """Read when everything was over."""
     TORN = 32
+    BASELINE = 64
+    """There before the workload: not written by any of its processes."""
 
 
 # Looked up by number: making enum members anew is most of the cost of parsing.
 _OUTCOMES: Final = (Outcome.NOT_APPLIED, Outcome.APPLIED, Outcome.UNKNOWN)
-_FLAGS: Final = tuple(Flag(bits) for bits in range(64))
+_FLAGS: Final = tuple(Flag(bits) for bits in range(128))
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _OPS: Final = {int(op): op for op in Op}
 
@@ -164,6 +166,13 @@ class Ledger:
         outcome = error.outcome if isinstance(error, DatalayerError) else Outcome.UNKNOWN
         flags = self._flags | (Flag.RETRYABLE if known and getattr(error, "retryable", False) else Flag.NONE)
         self._write(_record(ticket, Kind.FAIL, flags, at, outcome=outcome, text=type(error).__name__))
+
+    def baseline(self, found: Seen) -> None:
+        """A message that was there before the workload; it counts as written and acknowledged now."""
+        ticket = self.begin(Op.APPEND, found.key, found.token)
+        flags = self._flags | Flag.BASELINE
+        at = time.monotonic_ns()
+        self._write(_record(ticket, Kind.ACK, flags, at, version=found.version, outcome=Outcome.APPLIED))
 
     def look(self, op: Op, key: bytes, expected: int = 0, token: bytes = NO_TOKEN) -> Ticket:
         """A read is about to be called; ``expected`` = the version known as acknowledged before (0: none)."""
@@ -293,6 +302,8 @@ class Board:
         """Message ids of a conversation in the order they became known, deleted ones included."""
         self.recent: deque[bytes] = deque(maxlen=recent)
         """Keys that *other* processes changed last."""
+        self.foreign: set[bytes] = set()
+        """Keys that were there before the workload."""
         self._directory = directory
         self._own = own
         self._tails: dict[str, _Tail] = {}
@@ -344,5 +355,7 @@ class Board:
             known.version = max(known.version, event.version)
             known.deleted = known.deleted or deleted
             known.process = event.process
-        if event.process != self._own:
+        if Flag.BASELINE in event.flags:
+            self.foreign.add(event.key)
+        elif event.process != self._own:
             self.recent.append(event.key)

@@ -158,7 +158,8 @@ class _Judge:
         for look in self._live:
             self._judge_live(look)
         for look in self._absent:
-            if self._exists_since < look.began_ns and look.ended_ns <= self._delete_possible_since:
+            existed = self._exists_since < look.began_ns or look.expected > 0
+            if existed and look.ended_ns <= self._delete_possible_since:
                 self._add(_missed(look), f"{_who(look)} found nothing, but it had been stored and never deleted", look)
         for write in self._acknowledged:
             if write.op is Op.EDIT:
@@ -203,7 +204,7 @@ class _Judge:
         if self._deleted_since < look.began_ns:
             self._add("ghost", f"{_who(look)} showed a message deleted before", look)
             return
-        newest = self._versions.before(look.began_ns)
+        newest = max(self._versions.before(look.began_ns), look.expected)
         if newest > look.version:
             detail = f"{_who(look)} showed version {look.version}; {newest} had been acknowledged or shown before"
             self._add(_missed(look), detail, look)

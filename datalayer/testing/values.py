@@ -58,16 +58,21 @@ class Torn(Exception):
     """A stored value does not describe itself: its parts come from different writes, or were changed."""
 
 
-def sender_of(process: str) -> UUID:
-    """The sender of every message that a workload process appends."""
-    return uuid5(NAMESPACE_OID, f"datalayer workload {process}")
+def sender_of(key: bytes) -> UUID:
+    """The sender of a message that a workload appends: everybody who edits it can tell who it must be."""
+    return uuid5(NAMESPACE_OID, key.hex())
 
 
-def compose(key: bytes, sender: UUID, process: str, number: int, rng: random.Random) -> Value:
-    """The value of operation ``number`` of a process: a body of chat-like size that no other operation writes."""
+def compose(key: bytes, process: str, number: int, rng: random.Random, *, sender: bool = True) -> Value:
+    """The value of operation ``number`` of a process: a body of chat-like size that no other operation writes.
+
+    ``sender=False`` for an edit of a message that was there before the workload: it has another sender.
+    """
     body = _body(f"{process}.{number} ", rng)
-    token = _token(key, sender, process, number, body)
-    return Value(token, body, {"process": process, "number": number, "hash": token.hex()})
+    expected = sender_of(key).hex if sender else ""
+    token = _token(key, expected, process, number, body)
+    attributes = {"process": process, "number": number, "sender": expected, "hash": token.hex()}
+    return Value(token, body, attributes)
 
 
 def token_of(message: Message) -> bytes:
@@ -78,19 +83,21 @@ def token_of(message: Message) -> bytes:
     key = message.conversation_id.bytes + message.id.bytes
     attributes = message.attributes
     if "hash" not in attributes:
-        return _token(key, message.sender_id, "", 0, message.body)
-    process, number = attributes.get("process"), attributes.get("number")
-    if not (isinstance(process, str) and isinstance(number, int)):
+        return _token(key, message.sender_id.hex, "", 0, message.body)
+    process, number, sender = (attributes.get(name) for name in ("process", "number", "sender"))
+    if not (isinstance(process, str) and isinstance(number, int) and isinstance(sender, str)):
         raise Torn("attributes lack their parts")
-    token = _token(key, message.sender_id, process, number, message.body)
+    if sender not in {"", message.sender_id.hex}:
+        raise Torn("sender is not the one it tells")
+    token = _token(key, sender, process, number, message.body)
     if token.hex() != attributes["hash"]:
         raise Torn("value does not match its hash")
     return token
 
 
-def _token(key: bytes, sender: UUID, process: str, number: int, body: str) -> bytes:
+def _token(key: bytes, sender: str, process: str, number: int, body: str) -> bytes:
     digest = hashlib.blake2b(digest_size=TOKEN_BYTES)
-    digest.update(key + sender.bytes + f"{process}.{number}:".encode())
+    digest.update(key + f"{sender}:{process}.{number}:".encode())
     digest.update(body.encode())
     return digest.digest()
 

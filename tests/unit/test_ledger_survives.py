@@ -134,7 +134,7 @@ def _message(value: values.Value, **changes: object) -> Message:
     fields: dict[str, object] = {
         "id": UUID(bytes=KEY[16:]),
         "conversation_id": UUID(bytes=KEY[:16]),
-        "sender_id": values.sender_of("w1"),
+        "sender_id": values.sender_of(KEY),
         "body": value.body,
         "version": 1,
         "attributes": value.attributes,
@@ -144,13 +144,12 @@ def _message(value: values.Value, **changes: object) -> Message:
 
 def test_a_whole_value_proves_itself_and_a_torn_one_is_noticed() -> None:
     rng = random.Random(1)
-    sender = values.sender_of("w1")
-    one, two = (values.compose(KEY, sender, "w1", number, rng) for number in (1, 2))
+    one, two = (values.compose(KEY, "w1", number, rng) for number in (1, 2))
     assert values.token_of(_message(one)) == one.token != two.token
     for torn in (
         _message(one, attributes=two.attributes),
         _message(one, body=one.body[:-1]),
-        _message(one, sender_id=values.sender_of("w2")),
+        _message(one, sender_id=values.sender_of(OTHER)),
         _message(one, id=UUID(bytes=OTHER[16:])),
         _message(one, attributes={"hash": one.token.hex()}),
     ):
@@ -160,14 +159,19 @@ def test_a_whole_value_proves_itself_and_a_torn_one_is_noticed() -> None:
 
 def test_bodies_have_the_sizes_of_a_real_chat() -> None:
     rng = random.Random(2)
-    sizes = sorted(len(values.compose(KEY, UUID(int=1), "w1", 1, rng).body.encode()) for _ in range(4000))
+    sizes = sorted(len(values.compose(KEY, "w1", 1, rng).body.encode()) for _ in range(4000))
     assert sizes[0] < 24
     assert 100 < sizes[2000] < 250
     assert 900 < sizes[3600] < 1700
     assert 4000 < sizes[-1] < 10_000
-    assert os.fsencode(values.compose(KEY, UUID(int=1), "w1", 1, rng).body)
+    assert os.fsencode(values.compose(KEY, "w1", 1, rng).body)
 
 
 def test_a_message_from_before_the_workload_is_known_by_its_content() -> None:
     plain = values.Value(b"", "imported", {})
     assert values.token_of(_message(plain)) != values.token_of(_message(plain, body="changed"))
+
+
+def test_an_edit_of_a_message_from_before_the_workload_proves_itself_under_its_own_sender() -> None:
+    value = values.compose(KEY, "w1", 1, random.Random(3), sender=False)
+    assert values.token_of(_message(value, sender_id=UUID(int=77))) == value.token
