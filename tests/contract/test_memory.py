@@ -8,7 +8,14 @@ import pytest
 from datalayer.clock import SystemClock
 from datalayer.stores.base import AuthorityClass, Backend
 from datalayer.stores.memory import MemoryBackend, MemoryServer
-from datalayer.testing.contract import PortSuite, StoreFixture
+from datalayer.testing.contract import (
+    MessageExecuteSuite,
+    MessageReadsSuite,
+    PortSuite,
+    StoreFixture,
+    UserExecuteSuite,
+    UserReadsSuite,
+)
 
 
 class _Memory:
@@ -42,3 +49,27 @@ class TestLastWriterMessagesPort(_Memory, PortSuite):
 class TestLastWriterUsersPort(_Memory, PortSuite):
     domain = "users"
     authority = "last_writer"
+
+
+class TestMessageReads(_Memory, MessageReadsSuite):
+    pass
+
+
+class TestUserReads(_Memory, UserReadsSuite):
+    pass
+
+
+class TestLastWriterMessageReads(_Memory, MessageReadsSuite):
+    authority = "last_writer"
+
+
+class TestLastWriterUserReads(_Memory, UserReadsSuite):
+    authority = "last_writer"
+
+
+class TestMessageExecute(_Memory, MessageExecuteSuite):
+    pass
+
+
+class TestUserExecute(_Memory, UserExecuteSuite):
+    pass

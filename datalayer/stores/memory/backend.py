@@ -197,6 +197,6 @@ def _lost(call: Call, fault: Fault) -> DatalayerError:
     return Unavailable(f"the connection to {call.server} broke during {call.name}")
 
 
-def create_backend(name: str, url: Any, *, pool_max: int, clock: Clock) -> MemoryBackend:
+def create_backend(name: str, url: Any, *, pool_max: int, clock: Clock) -> MemoryBackend:  # noqa: ARG001 - as every factory
     """The client of ``memory://``: its server is the one of the backend's name in this process (``SERVERS``)."""
     return MemoryBackend(server_named(name, clock, "transactional"), name=name)
