@@ -1,7 +1,7 @@
 """CQL of the Cassandra backend, applied in the order of its numbers.
 
-``NNNN_backend_*.cql`` belongs to the keyspace and is applied once, by the schema's version; ``NNNN_place_messages.cql``
-belongs to each attempt and is applied when its place is made ({suffix}: empty, or ``_<attempt>``).
+``NNNN_backend_*.cql`` belongs to the keyspace. ``NNNN_place_*.cql`` belongs to each attempt as well: it is applied once for
+attempt 0 ({suffix} empty) and again whenever a place is made (``_<attempt>``).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Final
 _NUMBERED: Final = re.compile(r"(\d{4})_(backend|place)_\w+\.cql")
 
 
-def backend_steps() -> dict[int, list[str]]:
-    """Statements of the keyspace by schema version, ascending; {keyspace} is still to be filled in."""
-    return {number: _statements(text) for number, group, text in _numbered() if group == "backend"}
+def numbered_steps() -> dict[int, list[str]]:
+    """All statements by schema version, ascending, with {keyspace} and {suffix} still to be filled in."""
+    return {number: _statements(text) for number, _, text in _numbered()}
 
 
 def place_statements() -> list[str]:
-    """Statements that make one place of the messages domain; {keyspace} and {suffix} are still to be filled in."""
+    """Statements that make one place of the messages domain, with {keyspace} and {suffix} still to be filled in."""
     return [one for _, group, text in _numbered() if group == "place" for one in _statements(text)]
 
 
