@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Backend
 
 MOVABLE: Final = ("users", "messages")
-_SELF_CREATING: Final = frozenset({"memory", "sqlite"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +79,9 @@ class DataLayer:
         self.lease = Lease(clock)
         number = int(self.process.id[-3:], 16)
         self.places = Places(backends, control, clock, process_number=number, eager=options.eager)
-        self._routers = {
-            domain: Router(domain, self.lease, self._ask_news, random.Random(jitter.random()))  # noqa: S311
-            for domain in MOVABLE
-        }
+        self._routers = {domain: Router(domain, self.lease, self._ask_news, jitter.random) for domain in MOVABLE}
         self._watchdog = Watchdog(
-            self.process, self.places, self._routers, self.lease, jitter=jitter, assist=options.assist
+            self.process, self.places, self._routers, self.lease, jitter=jitter.random, assist=options.assist
         )
         limits = Limits(settings.limits.body_max_bytes, settings.deadlines.default_s)
         self.users = Users(self._routers["users"], ids, clock, limits)
@@ -121,17 +117,19 @@ class DataLayer:
         """As ``open``, for callers that close it themselves."""
         settings = config if isinstance(config, Settings) else load_settings(config)
         clock = clock or SystemClock()
-        control, backends = await open_stores(settings, clock)
+        backends = make_backends(settings, clock)
+        control = await open_control_store(settings, clock)
         layer = cls(settings, control, backends, clock=clock, options=options or LayerOptions())
         try:
             await layer.start()
-        except BaseException:
+        except BaseException:  # whatever ended the opening, give the connections back; raised again
             await layer.close()
             raise
         return layer
 
     async def start(self) -> None:
         """Enter the fleet and serve."""
+        await claim_first_places(self.settings, self.places)
         await self._watchdog.start()
         _close_after_fork(self)
 
@@ -199,62 +197,48 @@ def boot_identity(pid: int) -> str:
     return f"{boot}/{space}/{started}"
 
 
-async def open_stores(settings: Settings, clock: Clock) -> tuple[Control, dict[str, Backend]]:
-    """Control store and every backend that the routes name, connected and checked; first placements published."""
+async def open_control_store(settings: Settings, clock: Clock) -> Control:
+    """The control store, connected; its schema is created when there is none."""
     if settings.embedded_directory is not None:
         settings.embedded_directory.mkdir(parents=True, exist_ok=True)
+    control = open_control(settings.control, clock)
+    await control.open(create=True)
+    return control
+
+
+def make_backends(settings: Settings, clock: Clock) -> dict[str, Backend]:
+    """Every configured backend, not yet connected."""
     backends: dict[str, Backend] = {}
-    control: Control | None = None
-    try:
-        control = open_control(settings.control, clock)
-        await control.open(create=True)
-        first = {domain: Place(settings.backend_of(domain).name) for domain in MOVABLE}
-        fresh = await control.routings()
-        for name, configured in settings.backends.items():
-            if configured.url is None:
-                raise ConfigurationError(f"backend {name!r}: sharded members are not served by this version yet")
-            factory = open_factory(configured.scheme, name)
-            backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock)
-        await _open_used(control, backends, first, fresh[1])
-    except BaseException:
-        await close_stores(control, backends)
-        raise
-    return control, backends
+    for name, configured in settings.backends.items():
+        if configured.url is None:
+            raise ConfigurationError(f"backend {name!r}: sharded members are not served by this version yet")
+        factory = open_factory(configured.scheme, name)
+        backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock)
+    return backends
 
 
-async def _open_used(control: Control, backends: dict[str, Backend], first: Mapping[str, Place], known: Any) -> None:
-    """Open what a routing names now; the others are opened when a migration first names them."""
-    used = {r.authority.backend for r in known.values()}
-    used |= {r.mirror.backend for r in known.values() if r.mirror is not None}
-    used |= {place.backend for domain, place in first.items() if domain not in known}
-    for name in sorted(used):
-        if name not in backends:
-            raise RoutingMismatch(
-                f"the control store routes data to backend {name!r}, which is not configured here",
-                hint=f"add [backends.{name}] to the configuration",
-            )
-        await backends[name].open()
-        await backends[name].ensure_schema(create=backends[name].product in _SELF_CREATING)
+async def claim_first_places(settings: Settings, places: Places) -> None:
+    """Publish the configured placement of each domain that the control store does not know yet.
+
+    The backend must be able to hold the domain and must not belong to somebody else.
+    """
+    known = (await places.control.routings())[1]
+    first = {domain: Place(settings.backend_of(domain).name) for domain in MOVABLE if domain not in known}
+    deployment = await places.control.deployment()
     for domain, place in first.items():
-        if domain not in known:
-            await _claim_first(control, backends[place.backend], domain, place)
-    await control.ensure_routes(first)
-
-
-async def _claim_first(control: Control, backend: Backend, domain: str, place: Place) -> None:
-    """The first placement of a domain: the backend must be able to hold it and must not belong to somebody else."""
-    reason = backend.refuses(domain)
-    if reason:
-        raise ConfigurationError(f"backend {backend.name!r} cannot hold {domain}: {reason}")
-    deployment = await control.deployment()
-    row = (await backend.read_meta()).get((domain, place.attempt))
-    if row is not None and row.deployment != deployment:
-        raise RoutingMismatch(
-            f"{domain} on backend {backend.name!r} belongs to deployment {row.deployment}, not to this control store's",
-            hint="point [control] at that deployment's control store, or use an empty database",
-        )
-    if row is None:
-        await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))
+        backend = await places.ensure_open(place)
+        reason = backend.refuses(domain)
+        if reason:
+            raise ConfigurationError(f"backend {backend.name!r} cannot hold {domain}: {reason}")
+        row = (await backend.read_meta()).get((domain, place.attempt))
+        if row is not None and row.deployment != deployment:
+            raise RoutingMismatch(
+                f"{domain} on backend {backend.name!r} belongs to deployment {row.deployment}, not to this control store's",
+                hint="point [control] at that deployment's control store, or use an empty database",
+            )
+        if row is None:
+            await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))
+    await places.control.ensure_routes(first)
 
 
 async def close_stores(control: Control | None, backends: Mapping[str, Backend]) -> None:

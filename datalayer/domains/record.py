@@ -114,7 +114,7 @@ def parse_json(text: str) -> dict[str, Any]:
     return {} if text == "{}" else cast("dict[str, Any]", json.loads(text))
 
 
-def check_text(value: str, what: str, limit_bytes: int) -> str:
+def check_text(value: object, what: str, limit_bytes: int) -> str:
     """Refuse what some store could not keep: NUL, lone surrogates, too many bytes of UTF-8 (InvalidArgument)."""
     if not isinstance(value, str):
         msg = f"{what} must be text, not {type(value).__name__}"
@@ -133,7 +133,7 @@ def check_text(value: str, what: str, limit_bytes: int) -> str:
     return value
 
 
-def _refuse(value: object) -> Any:  # noqa: ANN401 - the signature json asks for
+def _refuse(value: object) -> Any:
     raise TypeError(type(value).__name__)
 
 

@@ -42,7 +42,7 @@ def as_uuid(value: UUID | str, what: str) -> UUID:
         raise InvalidArgument(f"{what} must be a UUID, not {str(value)[:60]!r}") from None
 
 
-def as_limit(limit: int, most: int = PAGE_MAX) -> int:
+def as_limit(limit: object, most: int = PAGE_MAX) -> int:
     """A page size."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= most:
         raise InvalidArgument(f"limit is {limit!r}; it must be a whole number from 1 to {most}")

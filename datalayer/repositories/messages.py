@@ -93,7 +93,12 @@ class Messages:
         await self._router.write(mutation, self._deadline(timeout))
 
     async def get(
-        self, conversation_id: UUID | str, id: UUID | str, *, include_deleted: bool = False, timeout: float | None = None
+        self,
+        conversation_id: UUID | str,
+        id: UUID | str,
+        *,
+        include_deleted: bool = False,
+        timeout: float | None = None,
     ) -> Message | None:
         """One message, or None when it is absent or deleted."""
         conversation, message_id = as_uuid(conversation_id, "conversation_id"), as_uuid(id, "id")

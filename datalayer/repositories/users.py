@@ -77,7 +77,7 @@ class Users:
         id: UUID | str,
         *,
         username: str | _Unset = UNSET,
-        email: str | None | _Unset = UNSET,
+        email: str | _Unset | None = UNSET,
         display_name: str | _Unset = UNSET,
         status: str | _Unset = UNSET,
         attributes: Mapping[str, Any] | _Unset = UNSET,

@@ -44,7 +44,13 @@ async def drain(replayer: Replayer) -> int:
 
 
 async def finish_flip(
-    places: Places, routing: Routing, migration: Migration, token: Token, *, actor: str, replayer: Replayer | None = None
+    places: Places,
+    routing: Routing,
+    migration: Migration,
+    token: Token,
+    *,
+    actor: str,
+    replayer: Replayer | None = None,
 ) -> Routing:
     """Drain what is left, open the other side, publish it as authority. Idempotent until it has published.
 

@@ -53,6 +53,7 @@ class LastWriterAuthority:
         store: Port,
         domain: Domain,
         clock: Clock,
+        *,
         process_number: int,
         intents: IntentLog | None,
         check: Callable[[Record], str | None] | None,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from datalayer.domains.registry import DOMAINS
-from datalayer.errors import RoutingMismatch
+from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
 from datalayer.routing.lastwriter import IntentGuard, LastWriterAuthority
 from datalayer.routing.route import Phase
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Backend, Executed, Guard
 
 Side = Literal["source", "target"]
+_SELF_CREATING = frozenset({"memory", "sqlite"})
 
 
 @dataclass(slots=True)
@@ -56,6 +58,33 @@ class Places:
         self._process_number = process_number
         self._eager = eager
         self._stores: dict[tuple[str, Place], Any] = {}
+        self._opened: set[str] = set()
+        self._opening = asyncio.Lock()
+
+    def is_open(self, place: Place) -> bool:
+        """Whether the backend of a place is connected."""
+        return place.backend in self._opened
+
+    async def ensure_open(self, place: Place) -> Backend:
+        """The backend of a place, connected and with a schema that fits; created only where that is the default."""
+        backend = self.backend(place)
+        async with self._opening:
+            if place.backend not in self._opened:
+                await backend.open()
+                await backend.ensure_schema(create=backend.product in _SELF_CREATING)
+                self._opened.add(place.backend)
+        return backend
+
+    async def prepare(self, routing: Routing) -> None:
+        """Connect what a routing needs. A mirror that is down is needed only where reads may go to it."""
+        await self.ensure_open(routing.authority)
+        if routing.mirror is None:
+            return
+        try:
+            await self.ensure_open(routing.mirror)
+        except Unavailable:
+            if routing.reads_journal_first:
+                raise
 
     def backend(self, place: Place) -> Backend:
         """The configured backend of a place."""
@@ -99,7 +128,8 @@ class Places:
         execute = self._last_writer(routing, store, mirror).execute if last_writer else store.execute
         # Only replayers write the source while the target rules: late eager applies made ghosts (PROTOCOL).
         forward = routing.phase in (Phase.DUAL, Phase.ARMED) and not last_writer
-        eager = EagerApplier(mirror_guard, guard.journal) if self._eager and forward else None
+        usable = self._eager and forward and self.is_open(routing.mirror)
+        eager = EagerApplier(mirror_guard, guard.journal) if usable else None
         return Route(
             routing,
             store,
@@ -121,7 +151,7 @@ class Places:
             store,
             DOMAINS[routing.domain],
             self.clock,
-            self._process_number,
-            intents,
-            None if mirror is None else mirror.check,
+            process_number=self._process_number,
+            intents=intents,
+            check=None if mirror is None else mirror.check,
         )

@@ -9,7 +9,7 @@ routing, or for the fence to lapse, up to its own deadline - no client sees an e
 from __future__ import annotations
 
 import asyncio
-import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.errors import Closed, DeadlineExceeded, Fenced, Overloaded, StaleRoute, Unavailable
@@ -17,13 +17,15 @@ from datalayer.ids import slot_of
 from datalayer.routing.route import Routing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
 
     from datalayer.clock import Deadline
     from datalayer.routing.lease import Lease
     from datalayer.routing.places import Route
 
 R = TypeVar("R")
+Jitter = Callable[[], float]
+"""Random numbers from 0 to 1, passed in."""
 HELD_MAX: Final = 10_000
 RETRY_S: Final = 0.02
 RELEASE_JITTER_S: Final = 0.005
@@ -32,7 +34,7 @@ RELEASE_JITTER_S: Final = 0.005
 class Router:
     """Routes one domain's operations."""
 
-    def __init__(self, domain: str, lease: Lease, ask_news: Callable[[], None], jitter: random.Random) -> None:
+    def __init__(self, domain: str, lease: Lease, ask_news: Callable[[], None], jitter: Jitter) -> None:
         self.domain = domain
         self._lease = lease
         self._ask_news = ask_news
@@ -152,8 +154,8 @@ class Router:
         changed = self._changed
         self._ask_news()
         try:
-            async with asyncio.timeout(min(left, RETRY_S * (0.5 + self._jitter.random()))):
+            async with asyncio.timeout(min(left, RETRY_S * (0.5 + self._jitter()))):
                 await changed.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(self._jitter.random() * RELEASE_JITTER_S)
+        await asyncio.sleep(self._jitter() * RELEASE_JITTER_S)

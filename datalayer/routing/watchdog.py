@@ -20,7 +20,6 @@ from datalayer.routing.route import LEASE_BINDS
 from datalayer.stores.base import Token
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Mapping
 
     from datalayer.clock import Clock
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from datalayer.routing.lease import Lease
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
-    from datalayer.routing.router import Router
+    from datalayer.routing.router import Jitter, Router
 
 log = logging.getLogger("datalayer.watchdog")
 POLL_REST_S: Final = 0.25
@@ -53,7 +52,7 @@ class Watchdog:
         routers: Mapping[str, Router],
         lease: Lease,
         *,
-        jitter: random.Random,
+        jitter: Jitter,
         assist: bool = True,
     ) -> None:
         self._process = process
@@ -144,6 +143,7 @@ class Watchdog:
             router = self._routers.get(domain)
             if router is None or (self._news >= 0 and router.routing.epoch >= routing.epoch):
                 continue
+            await self._places.prepare(routing)
             await self._check_backend(routing)
             if self._news >= 0 and router.route.eager is not None:
                 retired.append(router.route.eager)
@@ -210,22 +210,31 @@ class Watchdog:
     async def _control_failed(self, error: DatalayerError) -> None:
         self.control_errors += 1
         log.debug("control store: %s", error.message)
-        await self._sleep(0.05 + 0.1 * self._jitter.random())
+        await self._sleep(0.05 + 0.1 * self._jitter())
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopped.wait()
 
+    async def _connect_mirror(self, router: Router) -> None:
+        """A mirror that was down when its routing came: adopt the same routing again once it answers."""
+        mirror = router.routing.mirror
+        if mirror is None or self._places.is_open(mirror):
+            return
+        await self._places.ensure_open(mirror)
+        router.adopt(self._places.compile(router.routing))
+
     # --- work that a dead coordinator left behind -------------------------------------------------------------------
 
     async def _assist_forever(self) -> None:
         while not self._stopped.is_set():
-            await self._sleep(ASSIST_S * (0.75 + 0.5 * self._jitter.random()))
+            await self._sleep(ASSIST_S * (0.75 + 0.5 * self._jitter()))
             for router in self._routers.values():
                 if router.routing.at_rest:
                     continue
                 try:
+                    await self._connect_mirror(router)
                     await self._assist_domain(router.routing)
                 except LostLease:
                     continue
@@ -257,7 +266,7 @@ class Watchdog:
         if routing.phase in LEASE_BINDS:
             authority, _ = self._places.sides(routing)
             if (await authority.state()).fence == "sealed":
-                for place in {routing.source, routing.target} - {None}:
+                for place in (migration.source, migration.target):
                     await self._places.backend(place).raise_token(token)
                 await finish_flip(self._places, routing, migration, token, actor=self._process.id, replayer=replayer)
                 return

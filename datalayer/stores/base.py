@@ -215,7 +215,7 @@ class MessageReads(Protocol):
         """Those of the (conversation, id) pairs that exist, in any order."""
         ...
 
-    async def history(  # noqa: PLR0913 - the parameters are the query
+    async def history(
         self,
         conversation_id: UUID,
         limit: int,
@@ -253,7 +253,7 @@ class UserReads(Protocol):
 class Transactional(Protocol):
     """A store that orders writes itself."""
 
-    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:  # noqa: ANN401 - each domain's own union
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
         """Run one mutation atomically, as the domain's decide() says.
 
         Raises NotFound, AlreadyExists, Conflict, Fenced (everything rolled back), StaleRoute (the place is gone),
@@ -289,7 +289,7 @@ class Backend(Protocol):
         """Why this product cannot hold the domain, or None."""
         ...
 
-    def store(self, domain: str, attempt: int) -> Any:  # noqa: ANN401 - a Port plus the domain's reads, by domain
+    def store(self, domain: str, attempt: int) -> Any:
         """The domain's store at a place here: Port + typed reads, + Transactional where the product is that."""
         ...
 

@@ -1,0 +1,173 @@
+"""Backfill: scan the source page by page, apply to the target, checkpoint after its acknowledgement.
+
+Ranges are planned once, leased with fencing tokens to any number of workers, and each page is read while the one
+before it is being applied. Redoing a page is harmless. Memory is bounded by two pages a worker: the page size follows
+the bytes of the page before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from datalayer.control.base import QuarantineRow
+from datalayer.errors import MigrationError, Quarantine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from datalayer.clock import Clock
+    from datalayer.control.base import Chunk, Control
+    from datalayer.domains.record import Record
+    from datalayer.migrators.options import Failpoints
+    from datalayer.stores.base import Guard, Port, ScanPage
+
+PAGE_BYTES: Final = 2 << 20
+PAGE_ROWS_FIRST: Final = 100
+PAGE_ROWS_MAX: Final = 4000
+CHUNK_TTL_S: Final = 30.0
+CHECKPOINT_EVERY_S: Final = 0.5
+RANGES_PER_WORKER: Final = 8
+
+
+class RateCap:
+    """At most so many rows a second, over all workers of this process."""
+
+    def __init__(self, clock: Clock, rows_per_s: float | None) -> None:
+        self._clock = clock
+        self.rows_per_s = rows_per_s
+        self._free_at = 0.0
+
+    async def take(self, rows: int) -> None:
+        """Return when ``rows`` more may be applied."""
+        if self.rows_per_s is None:
+            return
+        now = self._clock.monotonic()
+        start = max(self._free_at, now)
+        self._free_at = start + rows / self.rows_per_s
+        if start > now:
+            await asyncio.sleep(start - now)
+
+
+def page_bytes(records: Sequence[Record]) -> int:
+    """About how many bytes a page's fields hold."""
+    return sum(len(value) for record in records for value in record.fields if isinstance(value, (str, bytes)))
+
+
+def next_limit(limit: int, records: Sequence[Record]) -> int:
+    """The row limit of the next page: about PAGE_BYTES, at most doubled at a time."""
+    if not records:
+        return limit
+    fits = int(PAGE_BYTES / max(page_bytes(records) / len(records), 64))
+    return max(1, min(limit * 2, fits, PAGE_ROWS_MAX))
+
+
+@dataclass(slots=True)
+class Copied:
+    """What a backfill has done so far in this process."""
+
+    rows: int = 0
+    quarantined: int = 0
+
+
+class Backfill:
+    """Copies everything that the source holds now into the target."""
+
+    def __init__(
+        self,
+        source: Port,
+        target: Guard,
+        control: Control,
+        clock: Clock,
+        *,
+        migration_id: str,
+        holder: str,
+        cap: RateCap,
+        failpoints: Failpoints,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._control = control
+        self._clock = clock
+        self._migration = migration_id
+        self._holder = holder
+        self._cap = cap
+        self._failpoints = failpoints
+        self._progress = progress
+        self.run_name = f"{migration_id}/backfill"
+        self.copied = Copied()
+
+    async def plan(self, workers: int) -> int:
+        """Plan the ranges once, after the journal is on; how many rows were copied before this process began."""
+        chunks = await self._control.chunks(self.run_name)
+        if not chunks:
+            ranges = await self._source.plan_scan(workers * RANGES_PER_WORKER)
+            await self._control.plan_chunks(self.run_name, ranges)
+        return sum(chunk.rows for chunk in chunks)
+
+    async def run(self, workers: int) -> None:
+        """Copy until every range is done. Raises what a store raises; running it again goes on."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(workers):
+                group.create_task(self._work(f"{self._holder}/{number}"))
+        open_chunks = [chunk for chunk in await self._control.chunks(self.run_name) if not chunk.done]
+        if open_chunks:
+            raise MigrationError(f"{len(open_chunks)} range(s) of the backfill are still leased to another worker")
+
+    async def _work(self, holder: str) -> None:
+        while (chunk := await self._control.take_chunk(self.run_name, holder, CHUNK_TTL_S)) is not None:
+            await self._copy(chunk)
+
+    async def _copy(self, chunk: Chunk) -> None:
+        limit = PAGE_ROWS_FIRST
+        saved_at = self._clock.monotonic()
+        coming = asyncio.ensure_future(self._source.scan(chunk.range, chunk.after, limit))
+        try:
+            while True:
+                page: ScanPage = await coming
+                limit = next_limit(limit, page.records)
+                if not page.done:
+                    coming = asyncio.ensure_future(self._source.scan(chunk.range, page.after, limit))
+                await self._cap.take(len(page.records))
+                await self._apply(page.records)
+                await self._failpoints.reach("backfill.page")
+                chunk = replace(chunk, after=page.after, rows=chunk.rows + len(page.records), done=page.done)
+                now = self._clock.monotonic()
+                if page.done or now - saved_at >= CHECKPOINT_EVERY_S:
+                    await self._control.checkpoint(chunk, CHUNK_TTL_S)
+                    saved_at = now
+                if page.done:
+                    return
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    async def _apply(self, records: list[Record]) -> None:
+        if not records:
+            return
+        try:
+            await self._target.apply(records)
+        except Quarantine as error:
+            now = self._clock.now_us()
+            rows = [
+                QuarantineRow(r.kind, r.key, r.version, error.rejected[r.ident], now)
+                for r in records
+                if r.ident in error.rejected
+            ]
+            await self._control.quarantine(self._migration, rows)
+            self.copied.quarantined += len(rows)
+        self.copied.rows += len(records)
+        self._progress(self.copied.rows)
+
+
+def payload_of(bins: dict[int, tuple[int, int]]) -> str:
+    """Digests by bin as the text of a chunk's payload."""
+    return json.dumps({str(b): [count, format(total, "x")] for b, (count, total) in bins.items()})
+
+
+def bins_of(payload: str) -> dict[int, tuple[int, int]]:
+    """What ``payload_of`` wrote."""
+    return {int(b): (count, int(total, 16)) for b, (count, total) in json.loads(payload or "{}").items()}

@@ -1,0 +1,445 @@
+"""The coordinator: holds the one lease of a domain's migration and runs stage after stage.
+
+It may die anywhere. Whoever takes the lease next gets a higher token, raises it in both databases before its first
+step (a zombie's DDL is refused from then on), looks where the migration stands and goes on. Between the permanent
+fence and the publication any open DataLayer finishes the flip (routing/watchdog.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from datalayer.control.base import Migration
+from datalayer.domains.registry import DOMAINS
+from datalayer.errors import (
+    ConfigurationError,
+    DatalayerError,
+    LostLease,
+    NotFinished,
+    PreconditionFailed,
+    Unavailable,
+)
+from datalayer.migrators.actions import VERDICT, run_verification
+from datalayer.migrators.options import MigrateOptions, Silent, from_kept
+from datalayer.migrators.plan import Action, Stage, Standing, Until, next_stage, next_stage_back, reached
+from datalayer.migrators.run import run_stage
+from datalayer.migrators.work import Work
+from datalayer.routing.flip import write_roles
+from datalayer.routing.route import LEASE_BINDS, Phase, Place
+from datalayer.routing.watchdog import COORDINATOR_TTL_S, coordinator_lease
+from datalayer.stores.base import Token
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from datalayer.migrators.options import Failpoints, Reporter
+    from datalayer.routing.places import Places
+    from datalayer.routing.route import Routing
+
+KEEP_S: Final = 1.0
+TAKE_WAIT_S: Final = 20.0
+IDLE_S: Final = 0.02
+PATIENCE_S: Final = 120.0
+BEFORE_CUT_OVER: Final = frozenset({Until.DUAL, Until.BACKFILLED, Until.VERIFIED, None})
+_SILENT: Final = Silent()
+R = TypeVar("R")
+
+
+class Coordinator:
+    """Runs migrations of one domain. Not for use by two tasks at once."""
+
+    def __init__(
+        self,
+        places: Places,
+        domain: str,
+        *,
+        holder: str,
+        options: MigrateOptions | None = None,
+        reporter: Reporter = _SILENT,
+        failpoints: Failpoints = _SILENT,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        if domain not in DOMAINS:
+            raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
+        self._places = places
+        self._control = places.control
+        self._domain = domain
+        self._holder = holder
+        self._options = (options or MigrateOptions()).checked()
+        self._reporter = reporter
+        self._failpoints = failpoints
+        self._patience_s = patience_s
+
+    # --- what an operator can ask for -------------------------------------------------------------------------------
+
+    async def migrate(self, to: str) -> Migration:
+        """Start, join or go on with the migration to a backend, until ``options.until``.
+
+        Raises PreconditionFailed (nothing was changed), VerificationFailed, NotFinished (resumable), LostLease.
+        """
+        async with self._leased() as value:
+            migration = await self._find_or_start(to, value)
+            async with self._working(migration, value) as work:
+                return await self._forward(work)
+
+    async def cutover(self) -> Migration:
+        """Go on with the unfinished migration until its target rules."""
+        return await self._on_live(self._forward)
+
+    async def rollback(self) -> Migration:
+        """Back to the source, keeping the copy."""
+        return await self._on_live(self._back)
+
+    async def complete(self) -> Migration:
+        """Reverse off, source fenced for good."""
+
+        async def finish(work: Work) -> Migration:
+            if work.routing.phase not in (Phase.TARGET, Phase.COMPLETE):
+                raise PreconditionFailed(
+                    f"the target does not rule yet: the phase is {work.routing.phase}",
+                    hint="datalayer migrations cutover",
+                )
+            await self._stage(work, Stage.COMPLETE)
+            return work.migration
+
+        return await self._on_live(finish)
+
+    async def cancel(self) -> Migration:
+        """Back to the source and forget the copy; only before the target rules."""
+
+        async def undo(work: Work) -> Migration:
+            if work.routing.phase not in (Phase.SOURCE, Phase.DUAL, Phase.ARMED) or await self._is_sealed(work):
+                raise PreconditionFailed(
+                    f"the phase is {work.routing.phase}: the target rules", hint="datalayer migrations rollback"
+                )
+            await self._stage(work, Stage.CANCEL)
+            return work.migration
+
+        return await self._on_live(undo)
+
+    async def verify(self) -> dict[str, Any]:
+        """One verification pass now; its verdict as a document."""
+
+        async def compare(work: Work) -> dict[str, Any]:
+            self._needs_two_sides(work)
+            return (await run_verification(work)).document()
+
+        return await self._on_live(compare)
+
+    async def repair(self) -> dict[str, Any]:
+        """Bring quarantined and differing records in step, by lifting versions; then verify again."""
+
+        async def mend(work: Work) -> dict[str, Any]:
+            self._needs_two_sides(work)
+            repaired = await _repair(work)
+            await self._catch_up(work)
+            left = await self._control.quarantined(work.migration.id, 1000)
+            verdict = await run_verification(work)
+            return {"repaired": repaired, "quarantined": len(left), **verdict.document()}
+
+        return await self._on_live(mend)
+
+    async def purge(self) -> Migration:
+        """Drop the retired data of the newest completed migration that has not been purged."""
+        async with self._leased() as value:
+            found = await self._control.migrations(self._domain)
+            done = [m for m in found if "completed" in m.milestones and "purged" not in m.milestones]
+            if not done:
+                raise PreconditionFailed(f"no completed migration of {self._domain} has retired data")
+            async with self._working(done[0], value) as work:
+                await self._stage(work, Stage.PURGE)
+                return work.migration
+
+    # --- stage after stage ------------------------------------------------------------------------------------------
+
+    async def _forward(self, work: Work) -> Migration:
+        until = work.options.until
+        while True:
+            await work.refresh()
+            if work.routing.phase is Phase.ARMED_BACK:
+                raise PreconditionFailed(
+                    "a rollback of this migration is under way", hint="datalayer migrations rollback finishes it"
+                )
+            if "cancelling" in work.migration.milestones:
+                raise PreconditionFailed("this migration is being cancelled", hint="datalayer migrations cancel")
+            standing = await self._standing(work)
+            stage = next_stage(standing, until)
+            if stage is None:
+                return work.migration
+            if stage in (Stage.ARM, Stage.FLIP) and not work.options.yes:
+                raise NotFinished(
+                    f"{work.migration.id} is ready for the cut-over and waits for a confirmation",
+                    hint="datalayer migrations cutover --yes",
+                )
+            if work.migration.paused:
+                raise NotFinished(f"{work.migration.id} is paused", hint="datalayer migrations resume")
+            await self._stage(work, stage)
+
+    async def _back(self, work: Work) -> Migration:
+        phase = work.routing.phase
+        if phase in (Phase.SOURCE, Phase.DUAL):
+            return work.migration
+        if phase is Phase.COMPLETE:
+            raise PreconditionFailed("the migration is complete: there is nothing to roll back to")
+        if phase is Phase.ARMED:
+            if await self._is_sealed(work):
+                await self._stage(work, Stage.FLIP)
+            else:
+                await self._disarm(work)
+                return work.migration
+        if work.routing.phase is Phase.TARGET:
+            await self._stage(work, Stage.VERIFY)
+        while True:
+            await work.refresh()
+            stage = next_stage_back(await self._standing(work))
+            if stage is None:
+                return work.migration
+            await self._stage(work, stage)
+
+    async def _disarm(self, work: Work) -> None:
+        from dataclasses import replace  # noqa: PLC0415 - used once
+
+        await work.publish(replace(work.routing, phase=Phase.DUAL))
+
+    async def _stage(self, work: Work, stage: Stage) -> None:
+        """Run a stage; what fails retryably is tried again while the patience lasts."""
+        until = work.clock.monotonic() + self._patience_s
+        attempt = 0
+        while True:
+            try:
+                await run_stage(work, stage, leave_out=self._leave_out(work, stage))
+            except NotFinished:
+                raise
+            except DatalayerError as error:
+                if not error.retryable or work.clock.monotonic() >= until:
+                    raise
+                attempt += 1
+                self._reporter.note(f"{stage}: {error.message}; trying again")
+                await asyncio.sleep(min(0.1 * 2**attempt, 1.0))
+                await work.refresh()
+                if not self._still_due(work, stage):
+                    return
+            else:
+                return
+
+    def _still_due(self, work: Work, stage: Stage) -> bool:
+        """Whether a stage that failed has not been finished by another process meanwhile."""
+        return stage is not Stage.FLIP or work.routing.phase in LEASE_BINDS
+
+    def _leave_out(self, work: Work, stage: Stage) -> frozenset[Action]:
+        del work, stage
+        return frozenset()
+
+    async def _standing(self, work: Work) -> Standing:
+        milestones = work.migration.milestones
+        if work.routing.phase is Phase.DUAL:
+            verdict = await self._control.document(work.migration.id, VERDICT)
+            ruled = verdict is not None and verdict["authority"] == work.routing.authority.backend
+            if not ruled or not verdict or not verdict["clean"]:
+                milestones -= {"verified"}
+        sealed = work.routing.phase in LEASE_BINDS and await self._is_sealed(work)
+        return Standing(work.routing.phase, milestones, sealed)
+
+    async def _is_sealed(self, work: Work) -> bool:
+        if work.routing.phase not in LEASE_BINDS:
+            return False
+        authority, _ = self._places.sides(work.routing)
+        return (await authority.state()).fence == "sealed"
+
+    def _needs_two_sides(self, work: Work) -> None:
+        if work.routing.mirror is None:
+            raise PreconditionFailed(f"{work.migration.id} has no second side in phase {work.routing.phase}")
+
+    async def _catch_up(self, work: Work) -> None:
+        async with work.replay_lock:
+            replayer = await work.replayer()
+            while (await replayer.step()).records:
+                pass
+
+    # --- lease, migration, background replay ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _leased(self) -> AsyncIterator[int]:
+        name = coordinator_lease(self._domain)
+        until = self._places.clock.monotonic() + TAKE_WAIT_S
+        while (value := await self._control.take(name, self._holder, COORDINATOR_TTL_S)) is None:
+            held = await self._control.holder(name)
+            if self._places.clock.monotonic() >= until:
+                by = held[0] if held else "another process"
+                raise PreconditionFailed(f"another coordinator works on {self._domain}: {by}")
+            await asyncio.sleep(0.05)
+        try:
+            yield value
+        finally:
+            try:
+                await self._control.release(name, value)
+            except DatalayerError as error:
+                self._reporter.note(f"the lease could not be given back and will lapse: {error.message}")
+
+    @asynccontextmanager
+    async def _working(self, migration: Migration, value: int) -> AsyncIterator[Work]:
+        _, routings = await self._control.routings()
+        token = Token(migration.id, self._domain, migration.attempt, value)
+        options = from_kept(self._options, migration.options)
+        work = Work(
+            self._places,
+            migration,
+            routings[self._domain],
+            token,
+            self._holder,
+            options,
+            self._reporter,
+            self._failpoints,
+        )
+        await self._raise_token(work)
+        if not work.routing.at_rest:
+            await write_roles(self._places, work.routing)
+        mine = asyncio.current_task()
+        assert mine is not None, "a coordinator runs in a task"
+        failures: list[DatalayerError] = []
+        background = [
+            asyncio.create_task(self._keep_lease(value, mine, failures), name="datalayer-keep-lease"),
+            asyncio.create_task(self._replay_forever(work), name="datalayer-replay"),
+        ]
+        try:
+            yield work
+        except asyncio.CancelledError:
+            if failures:
+                mine.uncancel()
+                raise failures[0] from None
+            raise
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+
+    async def _raise_token(self, work: Work) -> None:
+        """In both databases, before the first step. A target that is down delays nothing but its own steps."""
+        await self._places.ensure_open(work.migration.source)
+        await self._places.backend(work.migration.source).raise_token(work.token)
+        until = work.clock.monotonic() + self._patience_s
+        while True:
+            try:
+                await self._places.ensure_open(work.migration.target)
+                await self._places.backend(work.migration.target).raise_token(work.token)
+            except Unavailable as error:
+                if work.clock.monotonic() >= until or work.routing.at_rest:
+                    raise
+                self._reporter.note(f"the target does not answer ({error.message}); waiting for it")
+                await asyncio.sleep(0.5 * 0.9)
+            else:
+                return
+
+    async def _keep_lease(self, value: int, task: asyncio.Task[Any], failures: list[DatalayerError]) -> None:
+        name = coordinator_lease(self._domain)
+        while True:
+            await asyncio.sleep(KEEP_S * 0.5)
+            try:
+                await self._control.keep(name, value, COORDINATOR_TTL_S)
+            except LostLease as error:
+                failures.append(error)
+                task.cancel()
+                return
+            except DatalayerError as error:
+                # The control store is away: every step of the plan will say so itself.
+                self._reporter.note(f"the lease could not be renewed: {error.message}")
+
+    async def _replay_forever(self, work: Work) -> None:
+        while True:
+            idle = True
+            if work.routing.mirror is not None and work.hold_began is None:
+                try:
+                    async with work.replay_lock:
+                        replayed = await (await work.replayer()).step()
+                    work.changed.update(record.ident for record in replayed.records)
+                    idle = not replayed.records
+                except DatalayerError as error:
+                    if not error.retryable:
+                        self._reporter.note(f"replay: {error.message}")
+                    await asyncio.sleep(0.2)
+            await asyncio.sleep(IDLE_S if idle else 0)
+
+    async def _on_live(self, act: Callable[[Work], Awaitable[R]]) -> R:
+        async with self._leased() as value:
+            migration = await self._live()
+            async with self._working(migration, value) as work:
+                return await act(work)
+
+    async def _live(self) -> Migration:
+        for migration in await self._control.migrations(self._domain):
+            if not migration.finished:
+                return migration
+        raise PreconditionFailed(f"{self._domain} has no unfinished migration", hint="datalayer migrations list")
+
+    async def _find_or_start(self, to: str, value: int) -> Migration:
+        _, routings = await self._control.routings()
+        routing = routings.get(self._domain)
+        if routing is None:
+            raise PreconditionFailed(f"{self._domain} has no place yet", hint="open the application once")
+        live = next((m for m in await self._control.migrations(self._domain) if not m.finished), None)
+        if live is not None:
+            if live.target.backend != to:
+                raise PreconditionFailed(
+                    f"{self._domain} is already moving to {live.target.backend!r} ({live.id})",
+                    hint="finish it, roll it back and cancel it, or name the same target",
+                )
+            if self._options.lasting() != MigrateOptions().lasting():
+                kept = from_kept(self._options, live.options).lasting()
+                await self._control.set_options(live.id, kept, actor=self._holder)
+            return live
+        self._check_target_name(routing, to)
+        attempt = await self._control.next_attempt(self._domain)
+        now = self._places.clock.now_us()
+        migration = Migration(
+            f"{self._domain}-{attempt}",
+            self._domain,
+            attempt,
+            routing.authority,
+            Place(to, attempt),
+            str(routing.phase),
+            frozenset(),
+            self._options.lasting(),
+            0,
+            now,
+            now,
+        )
+        await self._places.ensure_open(migration.source)
+        await self._places.ensure_open(migration.target)
+        token = Token(migration.id, self._domain, attempt, value)
+        return await self._control.start_migration(token, migration, actor=self._holder)
+
+    def _check_target_name(self, routing: Routing, to: str) -> None:
+        if to not in self._places.backends:
+            names = ", ".join(sorted(self._places.backends))
+            raise ConfigurationError(f"backend {to!r} is not configured", hint=f"one of: {names}")
+        if routing.authority.backend == to:
+            raise PreconditionFailed(f"{self._domain} is on backend {to!r} already")
+        reason = self._places.backends[to].refuses(self._domain)
+        if reason:
+            raise PreconditionFailed(reason)
+
+
+async def _repair(work: Work) -> int:
+    """Lift the versions of quarantined and differing keys at the authority; the replayer does the rest."""
+    authority, _ = work.places.sides(work.routing)
+    now = work.clock.now_us()
+    keys = [(row.kind, row.key) for row in await work.control.quarantined(work.migration.id, 10_000)]
+    verdict = await work.control.document(work.migration.id, VERDICT) or {}
+    ghosts = []
+    for item in verdict.get("differences", ()):
+        key = (item["kind"], bytes.fromhex(item["key"]))
+        if item["what"] == "ghost":
+            version = max((item["mirror_version"] or 0) + 2, now)
+            ghosts.append(work.domain.tombstone(key[0], key[1], version))
+        else:
+            keys.append(key)
+    await authority.repair(keys, ghosts, now)
+    return len(keys) + len(ghosts)
+
+
+def until_reached(standing: Standing, until: Until) -> bool:
+    """Whether a migration stands at or beyond a resting point."""
+    at = reached(standing)
+    return at is not None and list(Until).index(at) >= list(Until).index(until)

@@ -1,0 +1,171 @@
+"""The flip: fence, drain, fence for good, open the other side. One code path for both directions.
+
+From the first fence to the publication nothing may take long: the fence lapses by itself after max_hold, and every
+step checks that it has not. Whatever fails before the permanent fence steps back: the fence is opened, the phase stays
+armed, no client saw an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from datalayer.errors import MigrationError, NotFinished, Unavailable
+from datalayer.migrators.actions import check_ready
+from datalayer.migrators.verify import Verifier
+from datalayer.routing.flip import finish_flip
+from datalayer.routing.route import Phase
+
+if TYPE_CHECKING:
+    from datalayer.migrators.work import Work
+
+LOCK_TIMEOUT_S: Final = 0.2
+FENCE_TRIES: Final = 20
+CHANGED_MAX: Final = 500
+SETTLE_ROUNDS: Final = 50
+SHORT_BACKLOG: Final = 200
+
+
+async def check_hold(work: Work) -> str:
+    """Ready, and the journal short enough to be drained within the hold."""
+    if await _sealed(work):
+        return "the fence is permanent already"
+    await check_ready(work)
+    async with work.replay_lock:
+        replayer = await work.replayer()
+        backlog = 0
+        for _ in range(SETTLE_ROUNDS):
+            began = work.clock.monotonic()
+            replayed = await replayer.step()
+            seconds = work.clock.monotonic() - began
+            work.changed.update(record.ident for record in replayed.records)
+            backlog = await replayer.backlog()
+            rate = len(replayed.records) / max(seconds, 1e-6) or 1e6
+            if backlog <= SHORT_BACKLOG and backlog / rate < work.options.max_hold_ms / 2000:
+                return f"backlog {backlog}"
+            await asyncio.sleep(0)
+    raise NotFinished(f"the journal holds {backlog} keys and does not get shorter: the hold would be too long")
+
+
+async def fence(work: Work) -> str:
+    """Refuse writes of everybody until max_hold has passed; no write is running when this returns."""
+    if await _sealed(work):
+        return "the fence is permanent already"
+    work.migration = await work.control.update_migration(work.token, work.migration.id, flips=work.migration.flips + 1)
+    authority, _ = work.places.sides(work.routing)
+    lapse_s = work.options.max_hold_ms / 1000
+    refused: Unavailable | None = None
+    for attempt in range(FENCE_TRIES):
+        try:
+            await authority.fence(work.token, work.migration.flips, lapse_s, LOCK_TIMEOUT_S)
+        except Unavailable as error:
+            refused = error
+            await asyncio.sleep(min(0.02 * 2**attempt, 0.4))
+            continue
+        work.hold_began = work.clock.monotonic()
+        return f"flip {work.migration.flips}"
+    raise NotFinished(f"the fence could not be set: {refused.message if refused else 'busy'}") from refused
+
+
+async def drain(work: Work) -> str:
+    """Replay until the journal is empty; step back when the hold takes too long."""
+    if await _sealed(work):
+        return "after the permanent fence"
+    done = 0
+    async with work.replay_lock:
+        replayer = await work.replayer()
+        while True:
+            replayed = await replayer.step()
+            done += len(replayed.records)
+            work.changed.update(record.ident for record in replayed.records)
+            if not replayed.records and await replayer.backlog() == 0:
+                return f"{done} replayed"
+            await _check_budget(work)
+            if not replayed.records:
+                await asyncio.sleep(0.001)
+
+
+async def check_changed(work: Work) -> str:
+    """Compare the keys replayed since the last clean verification, as many as fit into the hold."""
+    if await _sealed(work):
+        return "after the permanent fence"
+    keys = list(work.changed)[:CHANGED_MAX]
+    assert work.routing.mirror is not None, "a hold has a mirror"
+    domain = work.migration.domain
+    authority, _ = work.places.sides(work.routing)
+    verifier = Verifier(
+        domain,
+        work.places.store(domain, work.routing.authority),
+        work.places.store(domain, work.routing.mirror),
+        authority.journal,
+        control=work.control,
+        clock=work.clock,
+        run_name="",
+        holder=work.holder,
+        failpoints=work.failpoints,
+        progress=lambda _: None,
+    )
+    wrong = await verifier.unequal_now(keys)
+    if wrong:
+        raise MigrationError(f"{len(wrong)} record(s) differ inside the hold, first: {wrong[0][0]} {wrong[0][1].hex()}")
+    await _check_budget(work)
+    return f"{len(keys)} of {len(work.changed)} changed keys equal"
+
+
+async def fence_for_good(work: Work) -> str:
+    """Make the fence permanent; refused when it lapsed before."""
+    if await _sealed(work):
+        return "the fence is permanent already"
+    authority, _ = work.places.sides(work.routing)
+    await _check_budget(work)
+    try:
+        await authority.seal(work.token, work.migration.flips)
+    except MigrationError as error:
+        raise NotFinished(f"the hold took longer than {work.options.max_hold_ms:g} ms: {error.message}") from error
+    return "sealed"
+
+
+async def open_other(work: Work) -> str:
+    """See the journal empty once more, open the other side, publish it."""
+    direction = "forward" if work.routing.phase is Phase.ARMED else "back"
+    async with work.replay_lock:
+        replayer = await work.replayer()
+        work.routing = await finish_flip(
+            work.places, work.routing, work.migration, work.token, actor=work.holder, replayer=replayer
+        )
+    if work.hold_began is None:
+        return f"finished a flip begun by another coordinator, epoch {work.routing.epoch}"
+    hold_ms = (work.clock.monotonic() - work.hold_began) * 1000
+    work.hold_began = None
+    holds = await work.control.document(work.migration.id, "holds") or {"holds": []}
+    entry = {
+        "flip": work.migration.flips,
+        "direction": direction,
+        "ms": round(hold_ms, 2),
+        "at_us": work.clock.now_us(),
+    }
+    await work.control.put_document(work.migration.id, "holds", {"holds": [*holds["holds"], entry]})
+    return f"held {hold_ms:.1f} ms, epoch {work.routing.epoch}"
+
+
+async def step_back(work: Work) -> None:
+    """End a hold that did not come to its permanent fence: writes go on at once at the same authority."""
+    if work.hold_began is None:
+        return
+    work.hold_began = None
+    authority, _ = work.places.sides(work.routing)
+    if (await authority.state()).fence == "lapsing":
+        await authority.open(work.migration.flips)
+
+
+async def _sealed(work: Work) -> bool:
+    authority, _ = work.places.sides(work.routing)
+    return (await authority.state()).fence == "sealed"
+
+
+async def _check_budget(work: Work) -> None:
+    if work.hold_began is None:
+        return
+    spent_ms = (work.clock.monotonic() - work.hold_began) * 1000
+    if spent_ms >= work.options.max_hold_ms:
+        raise NotFinished(f"the hold took longer than {work.options.max_hold_ms:g} ms; it stepped back")

@@ -1,0 +1,70 @@
+"""Runs a stage of the plan: each action is recorded as doing and done, with a failpoint before and after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from datalayer.errors import DatalayerError
+from datalayer.migrators import actions, hold
+from datalayer.migrators.plan import PLAN, Action, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from datalayer.migrators.work import Work
+
+HANDLERS: Final[dict[Action, Callable[[Work], Awaitable[str]]]] = {
+    Action.CHECK_TARGET: actions.check_target,
+    Action.CREATE_TARGET: actions.create_target,
+    Action.SEAL_TARGET: actions.seal_target,
+    Action.ARM_JOURNAL: actions.arm_journal,
+    Action.PUBLISH_DUAL: actions.publish_dual,
+    Action.AWAIT_WRITERS: actions.await_writers,
+    Action.BACKFILL: actions.backfill,
+    Action.CATCH_UP: actions.catch_up,
+    Action.VERIFY: actions.verify,
+    Action.CHECK_ARM: actions.check_arm,
+    Action.PUBLISH_ARMED: actions.publish_armed,
+    Action.AWAIT_READERS: actions.await_readers,
+    Action.CHECK_HOLD: hold.check_hold,
+    Action.FENCE: hold.fence,
+    Action.DRAIN: hold.drain,
+    Action.CHECK_CHANGED: hold.check_changed,
+    Action.FENCE_FOR_GOOD: hold.fence_for_good,
+    Action.OPEN_OTHER: hold.open_other,
+    Action.PUBLISH_COMPLETE: actions.publish_complete,
+    Action.PUBLISH_SOURCE: actions.publish_source,
+    Action.AWAIT_FLEET: actions.await_rest,
+    Action.LAST_DRAIN: actions.last_drain,
+    Action.RETIRE_SOURCE: actions.retire_source,
+    Action.REMOVE_REVERSE: actions.remove_reverse,
+    Action.REMOVE_JOURNAL: actions.remove_journal,
+    Action.DROP_TARGET: actions.drop_target,
+    Action.PURGE_SOURCE: actions.purge_source,
+}
+_QUIET: Final = frozenset({Action.DRAIN, Action.CHECK_CHANGED, Action.FENCE_FOR_GOOD})
+"""Inside the hold only its first and last action are recorded: each record costs a write to the control store."""
+
+
+async def run_stage(work: Work, stage: Stage, *, leave_out: frozenset[Action] = frozenset()) -> None:
+    """Run every action of a stage in order. On an error inside a hold, step back; then raise it."""
+    work.reporter.stage(stage, str(work.routing.phase))
+    for action in PLAN[stage]:
+        if action in leave_out:
+            continue
+        quiet = action in _QUIET
+        if not quiet:
+            await work.control.record_step(work.token, action, "doing")
+        work.reporter.step(action, "doing", "")
+        await work.failpoints.reach(f"{action}.before")
+        try:
+            detail = await HANDLERS[action](work)
+        except DatalayerError as error:
+            await hold.step_back(work)
+            await work.control.record_step(work.token, action, "failed", error.message)
+            work.reporter.step(action, "failed", error.message)
+            raise
+        await work.failpoints.reach(f"{action}.after")
+        if not quiet:
+            await work.control.record_step(work.token, action, "done", detail)
+        work.reporter.step(action, "done", detail)

@@ -1,0 +1,114 @@
+"""What every action of a coordinator works with."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from datalayer.domains.registry import DOMAINS
+from datalayer.errors import MigrationError
+from datalayer.routing.replay import Replayer
+
+if TYPE_CHECKING:
+    from datalayer.clock import Clock
+    from datalayer.control.base import Control, Migration
+    from datalayer.domains.registry import Domain
+    from datalayer.migrators.options import Failpoints, MigrateOptions, Reporter
+    from datalayer.routing.places import Places
+    from datalayer.routing.route import Place, Routing
+    from datalayer.stores.base import Guard, Token
+
+__all__ = ["Work", "stores_last_writer"]
+
+
+@dataclass(slots=True)
+class Work:
+    """One coordinator at one migration. ``routing`` is what the control store said last."""
+
+    places: Places
+    migration: Migration
+    routing: Routing
+    token: Token
+    holder: str
+    options: MigrateOptions
+    reporter: Reporter
+    failpoints: Failpoints
+    replay_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    hold_began: float | None = None
+    changed: set[Any] = field(default_factory=set)
+    """Keys replayed since the last clean verification."""
+    _replayer: Replayer | None = None
+    _replayer_epoch: int = -1
+
+    @property
+    def control(self) -> Control:
+        """The control store."""
+        return self.places.control
+
+    @property
+    def clock(self) -> Clock:
+        """The clock."""
+        return self.places.clock
+
+    @property
+    def domain(self) -> Domain:
+        """The domain that moves."""
+        return DOMAINS[self.migration.domain]
+
+    @property
+    def source_store(self) -> Any:
+        """The store at the migration's source."""
+        return self.places.store(self.migration.domain, self.migration.source)
+
+    @property
+    def target_store(self) -> Any:
+        """The store at the migration's target."""
+        return self.places.store(self.migration.domain, self.migration.target)
+
+    @property
+    def source_guard(self) -> Guard:
+        """Journal and fence of the source."""
+        return self.places.guard(self.migration.domain, self.migration.source, self.migration.attempt, "source")
+
+    @property
+    def target_guard(self) -> Guard:
+        """Journal and fence of the target."""
+        return self.places.guard(self.migration.domain, self.migration.target, self.migration.attempt, "target")
+
+    @property
+    def source_last_writer(self) -> bool:
+        """Whether the source orders writes by intents."""
+        return stores_last_writer(self.places, self.migration.source)
+
+    async def refresh(self) -> Routing:
+        """Read routing and migration again."""
+        _, routings = await self.control.routings()
+        self.routing = routings[self.migration.domain]
+        found = await self.control.migrations(self.migration.domain)
+        self.migration = next(m for m in found if m.id == self.migration.id)
+        return self.routing
+
+    async def publish(self, routing: Routing) -> None:
+        """Publish a routing as this coordinator."""
+        self.routing = await self.control.publish(self.token, routing, actor=self.holder)
+
+    async def add_milestones(self, *names: str) -> None:
+        """Enter milestones."""
+        milestones = self.migration.milestones | set(names)
+        self.migration = await self.control.update_migration(self.token, self.migration.id, milestones=milestones)
+
+    async def replayer(self) -> Replayer:
+        """The replayer of the present routing (made anew when the authority changed)."""
+        if self._replayer is None or self._replayer_epoch != self.routing.epoch:
+            if self.routing.mirror is None:
+                raise MigrationError("there is nothing to replay at rest")
+            self._replayer = Replayer(self.places, self.routing, self.migration.id)
+            self._replayer_epoch = self.routing.epoch
+            await self._replayer.load_quarantine()
+        return self._replayer
+
+
+def stores_last_writer(places: Places, place: Place) -> bool:
+    """Whether the store at a place has no transactions of its own."""
+    return places.backend(place).authority_class == "last_writer"
