@@ -25,7 +25,7 @@ from datalayer.stores.base import GuardState
 from datalayer.stores.sql.statement import greatest
 
 if TYPE_CHECKING:
-    from sqlalchemy import Select
+    from sqlalchemy import Executable
 
     from datalayer.clock import Clock, Deadline
     from datalayer.domains.record import Record
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ADMIT_ROUNDS: Final = 100
 _NOW: Final = StoreClock()
-_ADMIT_PG: Final[Select[Any]] = select(
+_ADMIT_PG: Final[Executable] = select(
     column("out_state"), column("out_version"), column("out_deleted"), column("out_payload")
 ).select_from(
     getattr(func, ADMIT)(
@@ -110,6 +110,7 @@ _OPEN: Final = (
     update(GATES)
     .where(GATES.c.log == text("log"), GATES.c.flip <= number("flip"), GATES.c.installed == 1)
     .values(fence="open", flip=number("flip"))
+    .returning(GATES.c.flip)
 )
 _RETIRE: Final = update(GATES).where(GATES.c.log == text("log")).values(fence="sealed", installed=0)
 _FORGET: Final = delete(GATES).where(GATES.c.log == text("log"))
@@ -208,7 +209,8 @@ class SqlIntents(SqlPart):
 
     async def open(self, flip: int) -> None:
         """Open the gate, unless a later flip has fenced since. Idempotent; may be done by any process."""
-        await self._run(_OPEN, log=self._log, flip=flip)
+        if not await self._run(_OPEN, log=self._log, flip=flip) and not (await self.state()).installed:
+            raise MigrationError(f"{self._log} has no gate to open")
 
     async def state(self) -> GuardState:
         """What is in force now."""

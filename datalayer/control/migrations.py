@@ -10,10 +10,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from datalayer.control.audit import INSERT_AUDIT
 from datalayer.control.base import Migration, Step, coordinator_lease
-from datalayer.control.rules import changed, with_options
+from datalayer.control.rules import already_migrating, changed, lost, options_text, with_options
 from datalayer.control.schema import ATTEMPTS, LEASES, MIGRATIONS, STEPS
-from datalayer.control.statements import SqlPart, StoreClock, lost, number, text
-from datalayer.errors import NotFound, PreconditionFailed
+from datalayer.control.statements import SqlPart, StoreClock, number, text
+from datalayer.errors import NotFound
 from datalayer.routing.route import Place
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class SqlMigrations(SqlPart):
         async with self._database.transaction(deadline=self._deadline()) as transaction:
             stored = await self._locked(transaction, migration_id)
             await self._change(transaction, with_options(stored, options, stored.updated_us))
-            detail = f"{migration_id}: {json.dumps(dict(options), sort_keys=True)}"
+            detail = f"{migration_id}: {options_text(options)}"
             await self._do(transaction, INSERT_AUDIT, actor=actor, action="options", detail=detail)
 
     async def next_attempt(self, domain: str) -> int:
@@ -177,14 +177,6 @@ class SqlMigrations(SqlPart):
         values = _values(migration)
         names = ("id", "milestones", "options", "flips", "paused", "finished")
         return _migration((await self._do(transaction, _CHANGE, **{name: values[name] for name in names}))[0])
-
-
-def already_migrating(domain: str, migration_id: str) -> PreconditionFailed:
-    """The error for a second migration of a domain."""
-    return PreconditionFailed(
-        f"{domain} has an unfinished migration already: {migration_id}",
-        hint="go on with it, or cancel or complete it first",
-    )
 
 
 def _values(migration: Migration) -> dict[str, Any]:

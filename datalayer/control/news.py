@@ -45,7 +45,7 @@ class SqlNews(SqlPart):
             left = ends - self._clock.monotonic()
             if news != seen or left <= 0:
                 return news
-            await _pause(event, min(pause_s, left))
+            await wait_event(event, min(pause_s, left))
 
     async def _listen(self) -> None:
         try:
@@ -69,7 +69,8 @@ class SqlNews(SqlPart):
             self._stirred.set()
 
 
-async def _pause(event: asyncio.Event, seconds: float) -> None:
+async def wait_event(event: asyncio.Event, seconds: float) -> None:
+    """Return when the event is set, or after the time."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -9,12 +9,14 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from datalayer.domains.record import Record
+from datalayer.errors import LostLease, PreconditionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from datalayer.control.base import Migration, ProcessInfo
     from datalayer.domains.record import FieldValue
+    from datalayer.stores.base import Token
 
 CHANGEABLE: Final = frozenset({"milestones", "options", "flips", "paused"})
 
@@ -75,3 +77,21 @@ _dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), chec
 def log_name(domain: str, attempt: int, side: str) -> str:
     """The name of the intents of one side of an attempt."""
     return f"{domain}/{attempt}/{side}"
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Options as the audit log shows them."""
+    return json.dumps(dict(options), sort_keys=True)
+
+
+def lost(token: Token) -> LostLease:
+    """The error for a token that is not the newest."""
+    return LostLease(f"another coordinator has taken over {token.domain}: token {token.value} is not the newest")
+
+
+def already_migrating(domain: str, migration_id: str) -> PreconditionFailed:
+    """The error for a second migration of a domain."""
+    return PreconditionFailed(
+        f"{domain} has an unfinished migration already: {migration_id}",
+        hint="go on with it, or cancel or complete it first",
+    )

@@ -14,8 +14,8 @@ from sqlalchemy.ext.compiler import compiles
 
 from datalayer.clock import Deadline
 from datalayer.control.base import coordinator_lease
+from datalayer.control.rules import lost
 from datalayer.control.schema import LEASES
-from datalayer.errors import LostLease
 from datalayer.stores.sql.statement import statement
 
 if TYPE_CHECKING:
@@ -120,8 +120,3 @@ class SqlPart:
 
     def _deadline(self) -> Deadline:
         return Deadline(self._clock, CALL_S)
-
-
-def lost(token: Token) -> LostLease:
-    """The error for a token that is not the newest."""
-    return LostLease(f"another coordinator has taken over {token.domain}: token {token.value} is not the newest")
