@@ -58,9 +58,12 @@ def node(local: Servers) -> LocalCassandra:
 
 @contextlib.contextmanager
 def cql(node: LocalCassandra) -> Iterator[Session]:
-    cluster = Cluster([node.host], port=node.port, protocol_version=5, connect_timeout=60)
+    patience = {"connect_timeout": 60, "control_connection_timeout": 60}
+    cluster = Cluster([node.host], port=node.port, protocol_version=5, **patience)
     try:
-        yield cluster.connect()
+        session = cluster.connect()
+        session.default_timeout = 60
+        yield session
     finally:
         cluster.shutdown()
 

