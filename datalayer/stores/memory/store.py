@@ -32,19 +32,19 @@ class MemoryPort:
         self.kinds: Final[Sequence[Kind]] = DOMAINS[domain].kinds
         self._backend: Final = backend
         self._server: Final = backend.server
-        self._place: Final = (domain, attempt)
+        self.place: Final = (domain, attempt)
 
     async def create(self) -> None:
-        await self._call("create", lambda: self._server.create(self._place))
+        await self._call("create", lambda: self._server.create(self.place))
 
     async def drop(self) -> None:
-        await self._call("drop", lambda: self._server.drop(self._place))
+        await self._call("drop", lambda: self._server.drop(self.place))
 
     async def empty(self) -> bool:
         try:
             return await self._call("empty", lambda: not self._table().records, write=False)
         except StaleRoute:
-            msg = f"{self._place[0]} has no tables of attempt {self._place[1]} in {self._backend.name}"
+            msg = f"{self.place[0]} has no tables of attempt {self.place[1]} in {self._backend.name}"
             raise SchemaBehind(msg) from None
 
     async def plan_scan(self, n: int) -> list[str]:
@@ -72,7 +72,7 @@ class MemoryPort:
 
     async def apply(self, records: Sequence[Record]) -> None:
         def land(batch: Sequence[Record]) -> None:
-            self._server.apply(self._place, batch)
+            self._server.apply(self.place, batch)
 
         half = records[: len(records) // 2]
         await self._call("apply", lambda: land(records), partial=lambda: land(half))
@@ -84,7 +84,7 @@ class MemoryPort:
         return self._server.check(record)
 
     def _table(self) -> Table:
-        return self._server.table(self._place)
+        return self._server.table(self.place)
 
     async def _call(
         self,
@@ -95,7 +95,7 @@ class MemoryPort:
         write: bool = True,
         partial: Callable[[], object] | None = None,
     ) -> T:
-        place = self._place[0]
+        place = self.place[0]
         return await self._backend.call(name, effect, deadline, domain=place, write=write, partial=partial)
 
 
@@ -183,10 +183,10 @@ class _Transactions(MemoryPort):
     """What a transactional server adds to a store."""
 
     async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
-        return await self._call("execute", lambda: self._server.execute(self._place, mutation), deadline)
+        return await self._call("execute", lambda: self._server.execute(self.place, mutation), deadline)
 
     def guard(self, attempt: int) -> Guard:
-        return MemoryGuard(self._backend, self._place, attempt)
+        return MemoryGuard(self._backend, self.place, attempt)
 
 
 class TransactionalMessages(MemoryMessages, _Transactions):

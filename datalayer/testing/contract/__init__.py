@@ -17,12 +17,16 @@ green on a broken store is worthless, so each check has a control (see tests/con
 
 from datalayer.testing.contract.execute import MessageExecuteSuite, UserExecuteSuite
 from datalayer.testing.contract.fixture import Foreign, StoreFixture, outcomes, refused
+from datalayer.testing.contract.foreign import ForeignWriterSuite
+from datalayer.testing.contract.guard import GuardSuite
 from datalayer.testing.contract.port import PortSuite
 from datalayer.testing.contract.reads import MessageReadsSuite, UserReadsSuite
 from datalayer.testing.contract.values import Maker
 
 __all__ = [
     "Foreign",
+    "ForeignWriterSuite",
+    "GuardSuite",
     "Maker",
     "MessageExecuteSuite",
     "MessageReadsSuite",
