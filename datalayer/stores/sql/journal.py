@@ -105,7 +105,7 @@ class JournalStatements:
         dialect = store.product.dialect
         tables = journal_tables(store.domain, attempt)
         journal, tombs, foreign = tables.all
-        keys = sa.bindparam("keys", expanding=True)
+        keys: sa.BindParameter[Any] = sa.bindparam("keys", expanding=True)
         one = first(dialect, sa.select(sa.literal_column("1")).select_from(journal))
         pair = sa.tuple_(journal.c.kind, journal.c.key)
         self.dirty_routing = LookUp(dialect, one.where(journal.c.routing.in_(keys)), "keys", None)

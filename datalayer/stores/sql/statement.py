@@ -31,7 +31,7 @@ FETCH_CHUNK: Final = 256
 @cache
 def _core(dialect: Dialect) -> CoreDialect:
     if dialect == "sqlite":
-        return sqlite.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
+        return sqlite.dialect(paramstyle="qmark")
     return postgresql.dialect(paramstyle="format")  # type: ignore[no-untyped-call]
 
 
@@ -165,12 +165,12 @@ class last_byte(ColumnElement[int]):  # noqa: N801 - as above
     type = sa.Integer()
 
     def __init__(self, key: ColumnElement[Any]) -> None:
-        self.key = key
+        self.of = key
 
 
 @compiles(last_byte)
 def _last_byte(element: last_byte, compiler: SQLCompiler, **options: Any) -> str:
-    key = compiler.process(element.key, **options)
+    key = compiler.process(element.of, **options)
     if compiler.dialect.name != "sqlite":
         return f"get_byte({key}, length({key}) - 1)"
     # SQLite has no function from a byte to its number

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SAMPLES_PER_RANGE: Final = 16
 
 
-class Undo(Exception):  # noqa: N818 - not an error: it leaves a transaction that must not be committed
+class Undo(Exception):
     """Raised inside a transaction by its own owner to roll it back; never leaves this package."""
 
 

@@ -1,0 +1,1 @@
+"""SQLite: the embedded default. sqlite3 is imported here only."""
