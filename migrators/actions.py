@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed, SchemaBehind, VerificationFailed
 from datalayer.migrators.backfill import Backfill, RateCap
 from datalayer.migrators.fleet import await_fleet
+from datalayer.migrators.plan import Until
 from datalayer.migrators.verify import Verifier
 from datalayer.migrators.work import stores_last_writer
 from datalayer.routing.flip import write_roles
@@ -98,7 +99,7 @@ async def publish_dual(work: Work) -> str:
                 source=migration.source,
                 target=migration.target,
                 attempt=migration.attempt,
-                canary_pct=work.options.canary_pct,
+                canary_pct=100,
             )
         )
     return f"epoch {work.routing.epoch}"
@@ -246,9 +247,11 @@ async def check_ready(work: Work) -> None:
 
 async def publish_armed(work: Work) -> str:
     """Reads follow the journal-first rule; leases bind."""
-    nxt = {Phase.DUAL: Phase.ARMED, Phase.TARGET: Phase.ARMED_BACK}.get(work.routing.phase)
-    if nxt is not None:
-        await work.publish(replace(work.routing, phase=nxt, canary_pct=work.options.canary_pct))
+    phase = {Phase.DUAL: Phase.ARMED, Phase.TARGET: Phase.ARMED_BACK}.get(work.routing.phase, work.routing.phase)
+    # A reader outside the canary would go on reading the source after the flip: only a stop at armed may have one.
+    percent = work.options.canary_pct if work.options.until is Until.ARMED and phase is Phase.ARMED else 100
+    if phase is not work.routing.phase or percent != work.routing.canary_pct:
+        await work.publish(replace(work.routing, phase=phase, canary_pct=percent))
     return f"epoch {work.routing.epoch}"
 
 

@@ -240,7 +240,7 @@ class Coordinator:
             if not ruled or not verdict or not verdict["clean"]:
                 milestones -= {"verified"}
         sealed = work.routing.phase in LEASE_BINDS and await self._is_sealed(work)
-        return Standing(work.routing.phase, milestones, sealed)
+        return Standing(work.routing.phase, milestones, sealed, canary=work.routing.canary_pct < 100)
 
     async def _is_sealed(self, work: Work) -> bool:
         if work.routing.phase not in LEASE_BINDS:

@@ -31,6 +31,7 @@ async def check_hold(work: Work) -> str:
     if await _sealed(work):
         return "the fence is permanent already"
     await check_ready(work)
+    assert work.routing.canary_pct == 100, "a flip needs every reader at the journal-first rule (I3)"
     async with work.replay_lock:
         replayer = await work.replayer()
         backlog = 0

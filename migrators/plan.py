@@ -120,6 +120,8 @@ class Standing:
     milestones: frozenset[str]
     sealed: bool = False
     """The authority of a cut-over phase is fenced for good: the flip must be finished."""
+    canary: bool = False
+    """Armed for a share of the routing keys only: no flip before all of them follow the journal-first rule."""
 
 
 def reached(standing: Standing) -> Until | None:
@@ -144,6 +146,8 @@ def next_stage(standing: Standing, until: Until) -> Stage | None:
     at = reached(standing)
     if standing.phase is Phase.ARMED and standing.sealed:
         return Stage.FLIP
+    if standing.phase is Phase.ARMED and standing.canary and until is not Until.ARMED:
+        return Stage.ARM
     if at is Until.COMPLETE:
         return None if "completed" in standing.milestones else Stage.COMPLETE
     if at is not None and _ORDER.index(at) >= _ORDER.index(until):

@@ -183,7 +183,10 @@ class Guard(Protocol):
         ...
 
     async def open(self, flip: int) -> None:
-        """Accept writes again, journalled. Needs no DDL; idempotent; may be done by any process."""
+        """Accept writes again, journalled. Needs no DDL; idempotent; may be done by any process.
+
+        Opens whatever fence is in force, except one of a later flip: that of a zombie's past flip opens nothing.
+        """
         ...
 
     async def state(self) -> GuardState:
