@@ -1,13 +1,17 @@
 """Applying many records: unlogged batches per partition, many in flight, each row with its own timestamp.
 
 The bucket row of a partition is confirmed before its first record is sent: a crash in between leaves a bucket that
-is empty, never a record that history cannot see. Confirmed buckets are remembered within a bound; the memory is
-dropped when a node was lost, because a server without a durable commit log may have forgotten what it confirmed.
+is empty, never a record that history cannot see. Bucket rows travel a few ahead of their records, so that the wait
+for them is hidden. Confirmed buckets are remembered within a bound; the memory is dropped when a node was lost,
+because a server without a durable commit log may have forgotten what it confirmed.
+
+Records are encoded when their batch is built, between requests, so that the event loop is never held for long.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from cassandra.query import BatchStatement, BatchType
@@ -19,7 +23,7 @@ from datalayer.stores.cassandra.failures import Refused
 from datalayer.stores.cassandra.place import bound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from datalayer.domains.record import Key, Record
     from datalayer.stores.cassandra.place import MessagesPlace, Statements
@@ -27,32 +31,23 @@ if TYPE_CHECKING:
 
 BATCH_ROWS_MAX: Final = 100
 # A batch of one partition is one mutation: Cassandra's batch_size_fail_threshold does not apply to it, ScyllaDB's
-# (1 MiB) does. Measured: beyond 64 KiB throughput no longer rises.
+# (1 MiB) does.
 BATCH_BYTES_MAX: Final = 64 * 1024
+ROW_BYTES: Final = 80
+"""What a row adds to its cell in a request, about."""
 IN_FLIGHT_BATCHES: Final = 32
+# Beyond ten partitions in one unlogged batch the server warns. These rows are tiny, so one request carries ten.
+BUCKETS_PER_BATCH: Final = 10
+BUCKET_BATCHES_AHEAD: Final = 8
 KNOWN_BUCKETS_MAX: Final = 100_000
+# Others get a turn on the event loop after work worth about a millisecond: a row counts one, a request ten.
+TURN_COST: Final = 100
+REQUEST_COST: Final = 10
 
 Row = tuple[bytes, bytes, bytes, bytes, bytes]
 """The serialised values of ``put``: conversation, bucket, id, cell, timestamp."""
-
-
-class Batch:
-    """Rows of one partition that travel in one request."""
-
-    __slots__ = ("partition", "rows", "size")
-
-    def __init__(self, partition: Partition) -> None:
-        self.partition = partition
-        self.rows: list[Row] = []
-        self.size = 0
-
-    def halves(self) -> Iterator[Batch]:
-        """Two batches of half the rows."""
-        middle = len(self.rows) // 2
-        for rows in (self.rows[:middle], self.rows[middle:]):
-            half = Batch(self.partition)
-            half.rows = rows
-            yield half
+Rows = list[Row]
+Rejected = dict["Key", str]
 
 
 class BulkWriter:
@@ -62,9 +57,11 @@ class BulkWriter:
         self._place = place
         self._session = place.session
         self._known: dict[Partition, None] = {}
+        self._losses = 0
 
     def forget_buckets(self) -> None:
-        """No bucket row is known to exist any more."""
+        """No bucket row is known to exist any more, also of those confirmed in a moment."""
+        self._losses += 1
         self._known.clear()
 
     async def apply(self, records: Sequence[Record]) -> None:
@@ -73,10 +70,24 @@ class BulkWriter:
         if len(records) == 1:
             await self._apply_one(statements, records[0])
             return
-        rejected: dict[Key, str] = {}
-        batches = _group(records, rejected)
-        await self._put_buckets(statements, {batch.partition for batch in batches})
-        rejected.update(await self._put_batches(statements, batches))
+        rejected: Rejected = {}
+        sending = _Sending(self._session, statements)
+        try:
+            async for partition, rows in self._batches(statements, records, rejected):
+                await sending.send(partition, rows)
+        except DatalayerError as error:
+            sending.note(error)
+        refused = await sending.finish()
+        while refused:
+            sending = _Sending(self._session, statements)
+            for partition, rows, reason in refused:
+                if len(rows) == 1:
+                    rejected["message", rows[0][0] + rows[0][2]] = reason
+                    continue
+                middle = len(rows) // 2
+                for half in (rows[:middle], rows[middle:]):
+                    await sending.send(partition, half)
+            refused = await sending.finish()
         if rejected:
             raise Quarantine(rejected)
 
@@ -86,124 +97,150 @@ class BulkWriter:
             raise Quarantine({record.ident: reason})
         partition = cells.partition_of(record.key)
         if partition not in self._known:
-            await self._put_buckets(statements, {partition})
+            losses = self._losses
+            statement = bound(statements.put_bucket, row[:2], row[0])
+            try:
+                await self._session.run(statement, write=True)
+            except OutcomeUnknown as error:
+                # The record itself was not sent yet.
+                raise Unavailable(error.message) from error
+            self._remember((partition,), losses)
         try:
-            await self._session.run(_statement(statements, partition, [row]), write=True)
+            await self._session.run(_insert(statements, partition, [row]), write=True)
         except Refused as error:
             raise Quarantine({record.ident: error.message}) from error
 
-    async def _put_buckets(self, statements: Statements, partitions: set[Partition]) -> None:
-        new = [partition for partition in partitions if partition not in self._known]
-        if not new:
-            return
-        rows = (bound(statements.put_bucket, (key, cells.pack_int(bucket)), key) for key, bucket in new)
-        window = _Window(self._session)
-        try:
-            await window.send_all(rows)
-        except OutcomeUnknown as error:
-            # The records themselves were not sent yet.
-            raise Unavailable(error.message) from error
-        for future in window.sent:
-            future.result()
-        self._remember(new)
+    async def _batches(
+        self, statements: Statements, records: Sequence[Record], rejected: Rejected
+    ) -> AsyncIterator[tuple[Partition, Rows]]:
+        by_partition: dict[Partition, list[Record]] = {}
+        for record in records:
+            by_partition.setdefault(cells.partition_of(record.key), []).append(record)
+        async for partition in self._with_bucket(statements, by_partition):
+            for rows in _rows(by_partition[partition], rejected):
+                yield partition, rows
 
-    def _remember(self, partitions: Sequence[Partition]) -> None:
+    async def _with_bucket(
+        self, statements: Statements, partitions: dict[Partition, list[Record]]
+    ) -> AsyncIterator[Partition]:
+        """Each partition once its bucket row is confirmed; those known already first."""
+        new = [partition for partition in partitions if partition not in self._known]
+        ahead: deque[tuple[asyncio.Future[Any], int, list[Partition]]] = deque()
+        at = 0
+        while at < len(new) and len(ahead) < BUCKET_BATCHES_AHEAD:
+            ahead.append(await self._put_buckets(statements, new[at : at + BUCKETS_PER_BATCH]))
+            at += BUCKETS_PER_BATCH
+        missing = set(new)
+        for partition in partitions:
+            if partition not in missing:
+                yield partition
+        while ahead:
+            future, losses, confirmed = ahead.popleft()
+            try:
+                await future
+            except OutcomeUnknown as error:
+                raise Unavailable(error.message) from error
+            self._remember(confirmed, losses)
+            if at < len(new):
+                ahead.append(await self._put_buckets(statements, new[at : at + BUCKETS_PER_BATCH]))
+                at += BUCKETS_PER_BATCH
+            for partition in confirmed:
+                yield partition
+
+    async def _put_buckets(
+        self, statements: Statements, partitions: list[Partition]
+    ) -> tuple[asyncio.Future[Any], int, list[Partition]]:
+        batch = BatchStatement(batch_type=BatchType.UNLOGGED)
+        for conversation, bucket in partitions:
+            batch.add(bound(statements.put_bucket, (conversation, cells.pack_int(bucket)), conversation))
+        future = await self._session.begin(batch, write=True)
+        future.add_done_callback(_look_at)
+        return future, self._losses, partitions
+
+    def _remember(self, partitions: Sequence[Partition], losses: int) -> None:
+        if losses != self._losses:
+            return
         self._known.update(dict.fromkeys(partitions))
         while len(self._known) > KNOWN_BUCKETS_MAX:
             del self._known[next(iter(self._known))]
 
-    async def _put_batches(self, statements: Statements, batches: Sequence[Batch]) -> dict[Key, str]:
-        """Send all; what the server refuses is halved until the record at fault stands alone. Those, by key."""
-        rejected: dict[Key, str] = {}
-        todo: list[Batch] = list(batches)
-        while todo:
-            again: list[Batch] = []
-            for batch, error in await self._send(statements, todo):
-                if len(batch.rows) > 1:
-                    again += batch.halves()
-                else:
-                    row = batch.rows[0]
-                    rejected["message", row[0] + row[2]] = error.message
-            todo = again
-        return rejected
 
-    async def _send(self, statements: Statements, batches: Sequence[Batch]) -> list[tuple[Batch, Refused]]:
-        """Send batches; those that the server refuses."""
-        window = _Window(self._session)
-        await window.send_all(_statement(statements, batch.partition, batch.rows) for batch in batches)
-        answers = zip(batches, window.sent, strict=True)
-        return [(batch, error) for batch, future in answers if isinstance(error := future.exception(), Refused)]
+class _Sending:
+    """Batches on their way, ``IN_FLIGHT_BATCHES`` at a time."""
 
-
-class _Window:
-    """Sends statements, ``IN_FLIGHT_BATCHES`` at a time."""
-
-    def __init__(self, session: CassandraSession) -> None:
-        self.sent: list[asyncio.Future[Any]] = []
+    def __init__(self, session: CassandraSession, statements: Statements) -> None:
         self._session = session
+        self._statements = statements
         self._room = asyncio.Semaphore(IN_FLIGHT_BATCHES)
+        self._on_the_way: set[asyncio.Future[Any]] = set()
         self._failure: DatalayerError | None = None
         self._confirmed = False
+        self._refused: list[tuple[Partition, Rows, str]] = []
+        self._turn = 0
 
-    async def send_all(self, statements: Iterable[Any]) -> None:
-        """Send each and wait for every answer; a refusal is left in its future.
-
-        Stops at the first failure, after everything sent has been answered. Raises OutcomeUnknown as soon as any of
-        several was confirmed or is unknown: "nothing was written" would be wrong then.
-        """
-        for statement in statements:
-            await self._room.acquire()
-            if self._failure is not None:
-                break
-            try:
-                future = await self._session.begin(statement, write=True)
-            except DatalayerError as error:
-                self._note(error)
-                break
-            future.add_done_callback(self._answered)
-            self.sent.append(future)
-            # Building a batch takes about half a millisecond: others get their turn in between.
+    async def send(self, partition: Partition, rows: Rows) -> None:
+        """Send one batch as soon as there is room. Raises the first failure of any that was sent."""
+        await self._room.acquire()
+        if self._failure is not None:
+            raise self._failure
+        statement = _insert(self._statements, partition, rows)
+        future = await self._session.begin(statement, write=True)
+        self._on_the_way.add(future)
+        future.add_done_callback(lambda done: self._answered(done, partition, rows))
+        self._turn += len(rows) + REQUEST_COST
+        if self._turn >= TURN_COST:
+            self._turn = 0
             await asyncio.sleep(0)
-        if self.sent:
-            await asyncio.wait(self.sent)
+
+    async def finish(self) -> list[tuple[Partition, Rows, str]]:
+        """Wait for every answer; the batches that the server refuses, with its reason.
+
+        OutcomeUnknown when any of several was confirmed or is unknown: "nothing was written" would be wrong then.
+        """
+        if self._on_the_way:
+            await asyncio.wait(self._on_the_way)
+            # Futures call back in the order of registration, so _answered has run for each of them.
         failure = self._failure
         if failure is None:
-            return
+            return self._refused
         if self._confirmed and isinstance(failure, Unavailable):
             raise OutcomeUnknown(f"some of the records were stored: {failure.message}") from failure
         raise failure
 
-    def _answered(self, future: asyncio.Future[Any]) -> None:
+    def note(self, error: DatalayerError) -> None:
+        """A failure; an unknown outcome outweighs the others."""
+        if self._failure is None or isinstance(error, OutcomeUnknown):
+            self._failure = error
+
+    def _answered(self, future: asyncio.Future[Any], partition: Partition, rows: Rows) -> None:
+        self._on_the_way.discard(future)
         self._room.release()
         error = None if future.cancelled() else future.exception()
         if error is None:
             self._confirmed = True
-        elif isinstance(error, DatalayerError) and not isinstance(error, Refused):
-            self._note(error)
-
-    def _note(self, error: DatalayerError) -> None:
-        if self._failure is None or isinstance(error, OutcomeUnknown):
-            self._failure = error
+        elif isinstance(error, Refused):
+            self._refused.append((partition, rows, error.message))
+        elif isinstance(error, DatalayerError):
+            self.note(error)
 
 
-def _group(records: Sequence[Record], rejected: dict[Key, str]) -> list[Batch]:
-    """Batches by partition; records that cannot be stored go to ``rejected``."""
-    batches: list[Batch] = []
-    filling: dict[Partition, Batch] = {}
+def _rows(records: Sequence[Record], rejected: Rejected) -> Iterator[Rows]:
+    """The rows of one partition, in batches; records that cannot be stored go to ``rejected``."""
+    rows: Rows = []
+    size = 0
     for record in records:
         row, reason = _row(record)
         if row is None:
             rejected[record.ident] = reason
             continue
-        size = len(row[3]) + 80
-        partition = cells.partition_of(record.key)
-        batch = filling.get(partition)
-        if batch is None or len(batch.rows) >= BATCH_ROWS_MAX or batch.size + size > BATCH_BYTES_MAX:
-            batch = filling[partition] = Batch(partition)
-            batches.append(batch)
-        batch.rows.append(row)
-        batch.size += size
-    return batches
+        row_size = len(row[3]) + ROW_BYTES
+        if rows and (len(rows) >= BATCH_ROWS_MAX or size + row_size > BATCH_BYTES_MAX):
+            yield rows
+            rows, size = [], 0
+        rows.append(row)
+        size += row_size
+    if rows:
+        yield rows
 
 
 def _row(record: Record) -> tuple[Row | None, str]:
@@ -219,7 +256,7 @@ def _row(record: Record) -> tuple[Row | None, str]:
     return (key[:16], bucket, key[16:], cell, cells.pack_bigint(record.version)), ""
 
 
-def _statement(statements: Statements, partition: Partition, rows: Sequence[Row]) -> Any:
+def _insert(statements: Statements, partition: Partition, rows: Rows) -> Any:
     """One insert, or an unlogged batch of them. The batch takes over the values, so one carrier serves all rows."""
     carrier = bound(statements.put, rows[0], cells.routing_key(partition))
     if len(rows) == 1:
@@ -229,3 +266,9 @@ def _statement(statements: Statements, partition: Partition, rows: Sequence[Row]
         carrier.values = row
         batch.add(carrier)
     return batch
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """An abandoned request's failure is nobody's: take it, so that it is not reported as forgotten."""
+    if not future.cancelled():
+        future.exception()
