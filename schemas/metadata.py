@@ -47,7 +47,10 @@ CLAIM_COLUMNS: Final = ("kind", "value", "routing", "owner", "version", "deleted
 META_COLUMNS: Final = ("domain", "attempt", "deployment", "role", "epoch")
 TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
 
-# Declared once per use: a type object of SQLAlchemy is immutable and may be shared.
+SCHEMA_TABLE: Final = "datalayer_schema"
+REVISIONS: Final = ("0001",)
+"""Every revision of the schema, oldest first; the last one is what this version of the library needs."""
+
 _UUID: Final = sa.LargeBinary(16).with_variant(postgresql.UUID(), "postgresql")
 _UUIDS: Final = sa.LargeBinary().with_variant(postgresql.ARRAY(postgresql.UUID()), "postgresql")
 _BYTES: Final = sa.LargeBinary()
@@ -200,6 +203,11 @@ def token_table() -> sa.Table:
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("value", sa.BigInteger, nullable=False),
     )
+
+
+def schema_table() -> sa.Table:
+    """The revision of a database's schema: Alembic's version table, under our own name."""
+    return sa.Table(SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
 
 def base_tables() -> tuple[sa.Table, ...]:

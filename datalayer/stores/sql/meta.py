@@ -1,0 +1,132 @@
+"""What a SQL database says of itself: its schema's revision, the domains it holds, the newest coordinators' tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import sqlalchemy as sa
+
+from datalayer.errors import LostLease, SchemaAhead, SchemaBehind, StaleRoute
+from datalayer.schemas.metadata import (
+    META_COLUMNS,
+    REVISIONS,
+    TOKEN_COLUMNS,
+    base_tables,
+    meta_table,
+    schema_table,
+    token_table,
+)
+from datalayer.stores.base import MetaRow, Role, Token
+from datalayer.stores.sql.statement import create_table, insert, statement, values_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from datalayer.clock import Deadline
+    from datalayer.stores.sql.database import Dialect, SqlDatabase, SqlTransaction
+
+HINT: str = "datalayer schema upgrade"
+
+
+class SqlMeta:
+    """Schema revision, meta rows and tokens of one database."""
+
+    def __init__(self, db: SqlDatabase, *, extra_tables: Sequence[sa.Table] = ()) -> None:
+        self._db = db
+        self._tables = (*base_tables(), *extra_tables)
+        dialect = db.dialect
+        meta, schema = meta_table(), schema_table()
+        self._schema = schema
+        self._revision = statement(dialect, sa.select(schema.c.version_num)).sql
+        stamp = insert(dialect, schema).values(version_num=sa.bindparam("version_num")).on_conflict_do_nothing()
+        self._stamp = statement(dialect, stamp, "version_num").sql
+        self._read = statement(dialect, sa.select(*(meta.c[name] for name in META_COLUMNS))).sql
+        self._write = statement(dialect, _upsert_meta(dialect, meta), *META_COLUMNS).sql
+        self._token = statement(dialect, _raise_token(dialect, token_table()), *TOKEN_COLUMNS).sql
+
+    async def ensure_schema(self, *, create: bool) -> None:
+        """SchemaBehind or SchemaAhead unless the schema is at the newest revision; made first when told."""
+        try:
+            rows = await self._db.fetch(self._revision)
+        except StaleRoute as error:
+            if not create:
+                raise SchemaBehind("this database has no datalayer schema", hint=HINT) from error
+            rows = []
+        if not rows:
+            if not create:
+                raise SchemaBehind("this database has no datalayer schema", hint=HINT)
+            await self._create()
+            return
+        found = str(rows[0][0])
+        if found not in REVISIONS:
+            raise SchemaAhead(
+                f"this database's schema is at revision {found}, which this version of datalayer does not know",
+                hint="upgrade datalayer in this process",
+            )
+        if found != REVISIONS[-1]:
+            raise SchemaBehind(f"this database's schema is at revision {found}, not {REVISIONS[-1]}", hint=HINT)
+
+    async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
+        """All rows, by (domain, attempt)."""
+        rows = await self._db.fetch(self._read)
+        found = [
+            MetaRow(domain, attempt, owner, cast("Role", role), epoch) for domain, attempt, owner, role, epoch in rows
+        ]
+        return {(row.domain, row.attempt): row for row in found}
+
+    async def write_meta(self, row: MetaRow) -> None:
+        """Upsert unless the stored row has a higher epoch."""
+        await self._db.run(self._write, (row.domain, row.attempt, row.deployment, row.role, row.epoch))
+
+    async def raise_token(self, token: Token, deadline: Deadline | None = None) -> None:
+        """Record the token; LostLease when a higher one of the domain is there."""
+        if not await self._db.run(self._token, _values(token), deadline=deadline):
+            raise _lost(token)
+
+    async def hold_token(self, tx: SqlTransaction, token: Token) -> None:
+        """Lock the domain's token row until the transaction ends; LostLease when it holds a higher one.
+
+        The first act of every coordinator's transaction: a newer coordinator's token is never overtaken.
+        """
+        if not await tx.run(self._token, _values(token)):
+            raise _lost(token)
+
+    async def _create(self) -> None:
+        async with self._db.transaction() as tx:
+            for table in (self._schema, *self._tables):
+                for ddl in create_table(self._db.dialect, table):
+                    await tx.run(ddl)
+            await tx.run(self._stamp, (REVISIONS[-1],))
+
+
+def _values(token: Token) -> tuple[str, str, int, int]:
+    return (token.domain, token.migration, token.attempt, token.value)
+
+
+def _lost(token: Token) -> LostLease:
+    return LostLease(f"a newer coordinator than {token.value} of migration {token.migration} works on {token.domain}")
+
+
+def _upsert_meta(dialect: Dialect, meta: sa.Table) -> sa.sql.expression.Executable:
+    core = insert(dialect, meta).values(values_of(META_COLUMNS))
+    upsert: sa.sql.expression.Executable = core.on_conflict_do_update(
+        index_elements=["domain", "attempt"],
+        set_={name: core.excluded[name] for name in META_COLUMNS[2:]},
+        where=core.excluded.epoch >= meta.c.epoch,
+    )
+    return upsert
+
+
+def _raise_token(dialect: Dialect, token: sa.Table) -> sa.sql.expression.Executable:
+    """Attempts rise from migration to migration, values within one: (attempt, value) orders all tokens of a domain."""
+    core = insert(dialect, token).values(values_of(TOKEN_COLUMNS))
+    newer = sa.or_(
+        core.excluded.attempt > token.c.attempt,
+        sa.and_(core.excluded.attempt == token.c.attempt, core.excluded.value >= token.c.value),
+    )
+    upsert: sa.sql.expression.Executable = core.on_conflict_do_update(
+        index_elements=["domain"],
+        set_={name: core.excluded[name] for name in TOKEN_COLUMNS[1:]},
+        where=newer,
+    ).returning(token.c.value)
+    return upsert
