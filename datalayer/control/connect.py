@@ -36,7 +36,7 @@ def open_control(url: BackendUrl, clock: Clock) -> Control:
         raise ConfigurationError(message, hint="give [control] a postgresql:// or sqlite:// URL")
     database = _database_class(url.scheme)
     if url.scheme == "sqlite":
-        return SqlControl(database(url.path), clock)
+        return SqlControl(database(url.path, clock, readers=1), clock)
     return SqlControl(database(url, name=NAME, process=NAME, pool_max=POOL_MAX), clock)
 
 
