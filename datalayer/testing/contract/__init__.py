@@ -15,18 +15,24 @@ Each test is one claim; it makes all its data from ``fixture.seed`` and drops th
 green on a broken store is worthless, so each check has a control (see tests/contract/test_suite_controls.py here).
 """
 
+from datalayer.testing.contract.control import ControlSuite
+from datalayer.testing.contract.control_fixture import ControlFixture
 from datalayer.testing.contract.execute import MessageExecuteSuite, UserExecuteSuite
 from datalayer.testing.contract.fixture import Foreign, StoreFixture, outcomes, refused
 from datalayer.testing.contract.foreign import ForeignWriterSuite
 from datalayer.testing.contract.guard import GuardSuite
+from datalayer.testing.contract.intents import IntentLogSuite
 from datalayer.testing.contract.port import PortSuite
 from datalayer.testing.contract.reads import MessageReadsSuite, UserReadsSuite
 from datalayer.testing.contract.values import Maker
 
 __all__ = [
+    "ControlFixture",
+    "ControlSuite",
     "Foreign",
     "ForeignWriterSuite",
     "GuardSuite",
+    "IntentLogSuite",
     "Maker",
     "MessageExecuteSuite",
     "MessageReadsSuite",

@@ -39,8 +39,26 @@ class Foreign(Protocol):
         ...
 
 
+class Waiting:
+    """Deadlines, and waiting for a condition without sleeping longer than it takes."""
+
+    __slots__ = ()
+    clock: Clock
+
+    def deadline(self, timeout_s: float = TIMEOUT_S) -> Deadline:
+        """A deadline that only a hang would meet."""
+        return Deadline(self.clock, timeout_s)
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        """Wait until a condition holds; an assertion naming it after 20 s."""
+        deadline = self.deadline()
+        while not await condition():
+            assert not deadline.passed, f"waited {TIMEOUT_S} s for: {what}"
+            await asyncio.sleep(POLL_S)
+
+
 @dataclass(slots=True)
-class StoreFixture:
+class StoreFixture(Waiting):
     """Clients of one server, places in it, and the random source of a test.
 
     ``connect`` opens another client each time. ``attempts`` gives numbers that no other test of this server uses.
@@ -101,17 +119,6 @@ class StoreFixture:
     def attempt_of(self, store: Any) -> int:
         """The attempt whose number the place's tables carry."""
         return self._places[id(store)][1]
-
-    def deadline(self, timeout_s: float = TIMEOUT_S) -> Deadline:
-        """A deadline that only a hang would meet."""
-        return Deadline(self.clock, timeout_s)
-
-    async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
-        """Wait until a condition holds; an assertion naming it after 20 s."""
-        deadline = self.deadline()
-        while not await condition():
-            assert not deadline.passed, f"waited {TIMEOUT_S} s for: {what}"
-            await asyncio.sleep(POLL_S)
 
     async def _connected(self) -> Backend:
         backend = await self.connect()

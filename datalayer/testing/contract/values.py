@@ -13,6 +13,7 @@ from datalayer.ids import id_time_us, uuid7_at
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from datalayer.testing.contract.control_fixture import ControlFixture
     from datalayer.testing.contract.fixture import StoreFixture
 
 TEXTS: Final[dict[str, str]] = {
@@ -50,7 +51,7 @@ LONE_SURROGATE: Final = "a lone \ud800 surrogate"
 class Maker:
     """Makes records of a domain. ``now_us``: the clock at the start, from which versions are counted."""
 
-    def __init__(self, fixture: StoreFixture) -> None:
+    def __init__(self, fixture: StoreFixture | ControlFixture) -> None:
         self.random = fixture.random
         self.now_us = fixture.clock.now_us()
 
