@@ -31,6 +31,7 @@ class Entry(NamedTuple):
 # Every top-level command, in the order of the help: name -> module:attribute, summary.
 COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
     {
+        "demo": Entry("datalayer.cli.demo:demo", "Move messages under a live workload, and prove nothing was lost."),
         "init": Entry("datalayer.cli.config:init", "Write a commented, valid datalayer.toml."),
         "config": Entry("datalayer.cli.config:config", "Show or check the configuration."),
     }
