@@ -29,6 +29,9 @@ HEARTBEAT_S: Final = 5.0
 # A killed and restarted single node is usable again within about a second of its port opening.
 RECONNECT_FIRST_S: Final = 0.1
 RECONNECT_MAX_S: Final = 0.5
+# The driver sends and receives in pieces of 4 KiB, one system call each: 35 % of a batch's time in the client.
+RECEIVE_BYTES: Final = 64 * 1024
+SEND_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,13 @@ class Target:
         return ",".join(map(str, self.url.hosts))
 
 
+class _Connection(Cluster.connection_class):  # type: ignore[misc]
+    """The driver's own choice for this Python (libev where it is compiled in), with larger pieces."""
+
+    in_buffer_size = RECEIVE_BYTES
+    out_buffer_size = SEND_BYTES
+
+
 def build(target: Target) -> Any:
     """A Cluster, not yet connected."""
     profile = ExecutionProfile(
@@ -69,6 +79,7 @@ def build(target: Target) -> Any:
         auth_provider=None if url.user is None else PlainTextAuthProvider(url.user, url.password or ""),
         ssl_context=_tls(url),
         protocol_version=PROTOCOL_VERSION,
+        connection_class=_Connection,
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
         reconnection_policy=ExponentialReconnectionPolicy(RECONNECT_FIRST_S, RECONNECT_MAX_S, max_attempts=None),
         compression=False,
