@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.settings import BackendUrl
-    from datalayer.stores.sql.database import Row
+    from datalayer.stores.sql.database import Dialect, Row
 
 CALL_TIMEOUT_S: Final = 30.0
 """The bound of a call that carries no deadline."""
@@ -59,7 +59,7 @@ def connect_arguments(url: BackendUrl, process: str) -> dict[str, Any]:
 class PostgresDatabase:
     """One database. ``process`` becomes part of application_name, so that the journal can tell foreign writers."""
 
-    dialect: Literal["postgresql"] = "postgresql"
+    dialect: Dialect = "postgresql"
 
     def __init__(self, url: BackendUrl, *, name: str, process: str = "app", pool_max: int = 20) -> None:
         where = ",".join(str(host) for host in url.hosts) or "the local socket"

@@ -1,0 +1,161 @@
+"""The Postgres backend: one database, the stores in it, and what it says of itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from datalayer.errors import PreconditionFailed, SchemaBehind, StaleRoute, Unavailable
+from datalayer.schemas import metadata
+from datalayer.stores.base import MetaRow
+from datalayer.stores.postgres.database import PostgresDatabase
+from datalayer.stores.postgres.guard import PostgresGuard
+from datalayer.stores.postgres.rows import PostgresCodec
+from datalayer.stores.postgres.token import take_token
+from datalayer.stores.sql.messages import SqlMessages
+from datalayer.stores.sql.statement import create_table
+from datalayer.stores.sql.users import SqlUsers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import sqlalchemy as sa
+
+    from datalayer.clock import Clock, Deadline
+    from datalayer.settings import BackendUrl
+    from datalayer.stores.base import AuthorityClass, Guard, Token
+    from datalayer.stores.sql.codec import RowCodec
+    from datalayer.stores.sql.database import Dialect, Row, SqlDatabase
+    from datalayer.stores.sql.relation import Relation
+    from datalayer.stores.sql.store import SqlStore
+
+OLDEST_SERVER: Final = 140000
+"""CREATE OR REPLACE TRIGGER came with version 14."""
+
+_ESTIMATE: Final = """
+SELECT CASE WHEN c.reltuples < 0 OR c.relpages = 0 THEN -1
+  ELSE (c.reltuples / c.relpages * (pg_relation_size(c.oid) / current_setting('block_size')::int))::bigint END
+FROM pg_class c WHERE c.oid = to_regclass(%s)"""
+
+
+class PostgresProduct:
+    """What Postgres does in its own way."""
+
+    dialect: Dialect = "postgresql"
+    codec: RowCodec
+
+    def __init__(self, db: PostgresDatabase, clock: Clock) -> None:
+        self.codec = PostgresCodec()
+        self.clock = clock
+        self._db = db
+
+    async def sample(self, db: SqlDatabase, relation: Relation, n: int) -> list[Row]:
+        total = max(await self.estimate(db, relation.table), 1)
+        # pages are taken whole, so more than asked is asked for
+        percent = min(100.0, 100.0 * 4 * n / total)
+        select, _, _ = relation.scan_first.partition("\nWHERE")
+        sql = f"{select} TABLESAMPLE SYSTEM ({percent:f}) REPEATABLE (1)" if percent < 100 else select
+        return await db.fetch(f"SELECT * FROM ({sql}) s ORDER BY random() LIMIT %s", (n,))  # noqa: S608
+
+    async def estimate(self, db: SqlDatabase, table: sa.Table) -> int:
+        rows = await db.fetch(_ESTIMATE, (table.name,))
+        if rows and int(rows[0][0]) >= 0:
+            return int(rows[0][0])
+        counted = await db.fetch(f"SELECT count(*) FROM {table.name}")  # noqa: S608
+        return int(counted[0][0])
+
+    def guard(self, store: SqlStore, attempt: int) -> Guard:
+        return PostgresGuard(self._db, store, attempt)
+
+
+class PostgresBackend:
+    """One Postgres database."""
+
+    product: str = "postgresql"
+    authority_class: AuthorityClass = "transactional"
+
+    def __init__(self, name: str, db: PostgresDatabase, clock: Clock) -> None:
+        self.name = name
+        self.db = db
+        self._product = PostgresProduct(db, clock)
+
+    async def open(self) -> None:
+        rows = await self.db.fetch(
+            "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), current_setting('server_encoding'), "
+            "current_schema()"
+        )
+        version, standby, encoding, schema = rows[0]
+        if version < OLDEST_SERVER:
+            raise PreconditionFailed(f"{self.db.where} is version {version // 10000}; 14 or later is needed")
+        if encoding != "UTF8":
+            raise PreconditionFailed(f"{self.db.where} stores text as {encoding}; UTF8 is needed")
+        if schema is None:
+            raise PreconditionFailed(f"{self.db.where}: no schema of the search_path exists")
+        if standby:
+            raise Unavailable(f"{self.db.where} is a standby")
+
+    async def close(self) -> None:
+        await self.db.close()
+
+    async def ping(self, deadline: Deadline) -> None:
+        await self.db.fetch("SELECT 1", deadline=deadline)
+
+    def refuses(self, domain: str) -> str | None:
+        return None if domain in ("messages", "users") else "this version keeps only messages and users in Postgres"
+
+    def store(self, domain: str, attempt: int) -> Any:
+        assert self.refuses(domain) is None, "routing asks refuses() first"
+        make = SqlMessages if domain == "messages" else SqlUsers
+        return make(self.db, self._product, attempt)
+
+    async def ensure_schema(self, *, create: bool) -> None:
+        tables = metadata.base_tables()
+        if create:
+            async with self.db.transaction() as tx:
+                # CREATE IF NOT EXISTS of two sessions at once fails in the catalogue
+                await tx.run("SELECT pg_advisory_xact_lock(hashtextextended('datalayer_schema', 0))")
+                for table in tables:
+                    for ddl in create_table("postgresql", table):
+                        await tx.run(ddl)
+        wanted = {table.name: {column.name for column in table.columns} for table in tables}
+        found = await self.db.fetch(
+            "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+            "WHERE c.oid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n) "
+            "AND a.attnum > 0 AND NOT a.attisdropped",
+            (list(wanted),),
+        )
+        missing = [name for name in wanted if not wanted[name] <= {column for table, column in found if table == name}]
+        if missing:
+            raise SchemaBehind(
+                f"the schema of backend {self.name!r} is behind: {', '.join(missing)} missing or incomplete",
+                hint="datalayer schema upgrade",
+            )
+
+    async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
+        try:
+            rows = await self.db.fetch("SELECT domain, attempt, deployment, role, epoch FROM datalayer_meta")
+        except StaleRoute as error:
+            raise self._no_schema() from error
+        return {(row[0], row[1]): MetaRow(*row) for row in rows}
+
+    async def write_meta(self, row: MetaRow) -> None:
+        await self.db.run(
+            "INSERT INTO datalayer_meta AS m (domain, attempt, deployment, role, epoch) VALUES (%s, %s, %s, %s, %s) "
+            "ON CONFLICT (domain, attempt) DO UPDATE SET deployment = excluded.deployment, role = excluded.role, "
+            "epoch = excluded.epoch WHERE excluded.epoch >= m.epoch",
+            (row.domain, row.attempt, row.deployment, row.role, row.epoch),
+        )
+
+    async def raise_token(self, token: Token) -> None:
+        async with self.db.transaction() as tx:
+            await take_token(tx, token)
+
+    def _no_schema(self) -> SchemaBehind:
+        return SchemaBehind(f"backend {self.name!r} has no datalayer schema", hint="datalayer schema upgrade")
+
+
+def create_backend(name: str, url: BackendUrl, *, pool_max: int, clock: Clock) -> PostgresBackend:
+    """A backend of a ``postgresql://`` URL, not yet opened."""
+    process = f"{socket.gethostname()}:{os.getpid()}"
+    return PostgresBackend(name, PostgresDatabase(url, name=name, process=process, pool_max=pool_max), clock)

@@ -1,0 +1,342 @@
+"""Journal and fence of one side of one attempt, as triggers (``triggers``) behind an exact barrier (``barrier``).
+
+What is in force stands in one row of datalayer_fence per (domain, attempt). It is written in the transaction of each
+step, together with a fingerprint of our triggers and functions, the server's system identifier and its timeline:
+whoever changes them, and every failover, makes ``state`` say ``tampered``, and no step that builds on the journal runs.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from datalayer.errors import Fenced, MigrationError, PreconditionFailed, StaleRoute
+from datalayer.stores.base import FenceState, GuardState
+from datalayer.stores.postgres.barrier import Barrier
+from datalayer.stores.postgres.bulk import BulkWriter
+from datalayer.stores.postgres.token import take_token
+from datalayer.stores.postgres.triggers import CREATE_FENCE_TABLE, FENCE_TABLE, GuardText
+from datalayer.stores.sql.journal import JournalStatements, TriggerJournal
+from datalayer.stores.sql.store import Undo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datalayer.domains.record import Key, Record
+    from datalayer.stores.base import Journal, Token
+    from datalayer.stores.postgres.database import PostgresDatabase, PostgresTransaction
+    from datalayer.stores.sql.store import SqlStore
+
+INSTALL_TIMEOUT_S: Final = 30.0
+SEAL_TIMEOUT_S: Final = 10.0
+
+_ROW: Final = (
+    f"SELECT place, flip, fence, ended, tampered, fingerprint, coalesce(lapses_at > clock_timestamp(), false) "  # noqa: S608
+    f"FROM {FENCE_TABLE} WHERE domain = %s AND attempt = %s"
+)
+# Statements over the catalogue: what the guard consists of, and which life of the server made it.
+_FINGERPRINT: Final = """
+SELECT coalesce((
+    SELECT string_agg(concat_ws(':', c.relname, t.tgrelid, t.oid, t.xmin, t.tgenabled), ' ' ORDER BY t.oid)
+    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+    WHERE NOT t.tgisinternal AND t.tgrelid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n)
+      AND t.tgname ~ %s), '')
+  || ' ' || coalesce((
+    SELECT string_agg(concat_ws(':', p.oid, p.xmin), ' ' ORDER BY p.oid) FROM pg_proc p
+    WHERE p.proname = ANY (%s::text[]) AND p.pronamespace = current_schema()::regnamespace), '')
+  || ' ' || (SELECT system_identifier FROM pg_control_system())
+  || ' ' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
+_CROSSING_KEYS: Final = """
+SELECT c.conname, c.conrelid::regclass::text, c.confrelid::regclass::text
+FROM pg_constraint c
+WHERE c.contype = 'f' AND c.conrelid <> c.confrelid
+  AND (c.conrelid = ANY (%s::text[]::regclass[]::oid[])) <> (c.confrelid = ANY (%s::text[]::regclass[]::oid[]))
+LIMIT 1"""
+_PARTITIONED: Final = """
+SELECT c.relname FROM pg_class c
+WHERE c.oid = ANY (%s::text[]::regclass[]::oid[]) AND (c.relkind <> 'r' OR c.relispartition OR c.relhassubclass) LIMIT 1"""
+
+
+class _Row(NamedTuple):
+    place: int
+    flip: int
+    fence: FenceState
+    ended: bool
+    tampered: bool
+    fingerprint: str
+    running: bool
+
+    @property
+    def now(self) -> FenceState:
+        """What is in force: a lapsed fence is open."""
+        return "open" if self.fence == "lapsing" and not self.running else self.fence
+
+
+class PostgresGuard:
+    """The Guard of a Postgres side."""
+
+    def __init__(self, db: PostgresDatabase, store: SqlStore, attempt: int) -> None:
+        self.journal: Journal = TriggerJournal(store, attempt)
+        self._db = db
+        self._store = store
+        self._attempt = attempt
+        self._key = (store.domain, attempt)
+        self._tombs = JournalStatements(store, attempt).tombs
+        self._tables = tuple(relation.table.name for relation in store.relations.values())
+        self._barrier = Barrier(db, self._tables)
+        self._bulk = BulkWriter(store)
+
+    # --- steps of a coordinator ------------------------------------------------------------------------------------
+
+    async def install(self, token: Token, *, sealed: bool) -> None:
+        async def step(tx: PostgresTransaction) -> None:
+            await tx.run("SELECT pg_advisory_xact_lock(hashtextextended('datalayer_guard', 0))")
+            await tx.run(CREATE_FENCE_TABLE)
+            row = await self._row(tx, token)
+            if row is not None:
+                self._check_sound(row, await self._fingerprint(tx))
+                return
+            await self._check_tables(tx)
+            text = await self._text(tx)
+            for sql in text.prepare():
+                await tx.run(sql)
+            await self._barrier.lock(tx)
+            for sql in text.install():
+                await tx.run(sql)
+            if sealed:
+                for sql in text.refuse("seal", 0, None):
+                    await tx.run(sql)
+            await tx.run(
+                f"INSERT INTO {FENCE_TABLE} (domain, attempt, place, fence) VALUES (%s, %s, %s, %s)",  # noqa: S608
+                (*self._key, self._store.attempt, "sealed" if sealed else "open"),
+            )
+            await self._remember(tx)
+
+        await self._barrier.run(step, INSTALL_TIMEOUT_S)
+
+    async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
+        async def step(tx: PostgresTransaction) -> None:
+            row = await self._sound_row(tx, token)
+            if flip < row.flip:
+                raise MigrationError(f"flip {flip} is over: flip {row.flip} has fenced since")
+            if row.fence == "sealed":
+                return  # a seal is never weakened
+            await self._barrier.lock(tx)
+            until = (await tx.run("SELECT (clock_timestamp() + make_interval(secs => %s))::text", (lapse_s,)))[0][0]
+            text = await self._text(tx)
+            for sql in text.refuse("lapse", flip, until):
+                await tx.run(sql)
+            await self._switch_off(tx, text.fence_triggers("seal"))
+            await self._set(tx, flip=flip, fence="lapsing", lapses_at=until)
+            await self._remember(tx)
+
+        await self._barrier.run(step, lock_timeout_s)
+
+    async def seal(self, token: Token, flip: int) -> None:
+        async def step(tx: PostgresTransaction) -> None:
+            row = await self._sound_row(tx, token)
+            if row.flip == flip and row.fence == "sealed":
+                return
+            await self._barrier.lock(tx)
+            # compared under the lock: from here to the commit no writer can slip in, whatever the clock does
+            row = await self._sound_row(tx, token)
+            if row.flip != flip or row.now != "lapsing":
+                raise MigrationError(f"the fence of flip {flip} had lapsed before it was sealed")
+            text = await self._text(tx)
+            for sql in text.refuse("seal", flip, None):
+                await tx.run(sql)
+            await self._switch_off(tx, text.fence_triggers("lapse"))
+            await self._set(tx, flip=flip, fence="sealed", lapses_at=None)
+            await self._remember(tx)
+
+        await self._barrier.run(step, SEAL_TIMEOUT_S)
+
+    async def remove(self, token: Token, *, keep_fence: bool) -> None:
+        async def step(tx: PostgresTransaction) -> None:
+            row = await self._row(tx, token)
+            if row is None:
+                return
+            text = await self._text(tx)
+            present = await tx.run(
+                "SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NOT NULL", (list(self._tables),)
+            )
+            if len(present) == len(self._tables):
+                await self._barrier.lock(tx)
+                await self._switch_off(tx, text.journal_triggers())
+                if not keep_fence:
+                    await self._switch_off(tx, (*text.fence_triggers("lapse"), *text.fence_triggers("seal")))
+            await tx.run(
+                f"UPDATE {FENCE_TABLE} SET ended = true, fence = CASE WHEN %s THEN fence ELSE 'open' END "  # noqa: S608
+                "WHERE domain = %s AND attempt = %s",
+                (keep_fence, *self._key),
+            )
+            await self._remember(tx)
+            await tx.run("SET LOCAL lock_timeout = 200")
+            await tx.run(f"DROP TABLE IF EXISTS {text.journal}, {text.tombs}, {text.foreign}")
+
+        with suppress(StaleRoute):  # no guard was ever made in this database
+            await self._barrier.run(step, INSTALL_TIMEOUT_S)
+
+    # --- what any process may do -----------------------------------------------------------------------------------
+
+    async def open(self, flip: int) -> None:
+        """One UPDATE: the refusing triggers consult the row."""
+        with suppress(StaleRoute):
+            rows = await self._db.run(
+                f"UPDATE {FENCE_TABLE} SET fence = CASE WHEN flip <= %s THEN 'open' ELSE fence END, "  # noqa: S608
+                "flip = greatest(flip, %s) WHERE domain = %s AND attempt = %s AND NOT ended RETURNING flip",
+                (flip, flip, *self._key),
+            )
+            if rows:
+                return
+        raise MigrationError(f"attempt {self._attempt} of {self._store.domain} has no guard here: nothing to open")
+
+    async def state(self) -> GuardState:
+        try:
+            rows = await self._db.fetch(_ROW, self._key)
+        except StaleRoute:
+            rows = []
+        if not rows:
+            return GuardState(installed=False, fence="open", flip=0)
+        row = _Row(*rows[0])
+        tampered = row.tampered
+        if not row.ended:
+            found = await self._db.fetch(_FINGERPRINT, self._catalogue())
+            tampered = tampered or str(found[0][0]) != row.fingerprint
+        return GuardState(not row.ended and row.place == self._store.attempt, row.now, row.flip, tampered)
+
+    async def apply(self, records: Sequence[Record]) -> None:
+        await self._store.apply_through(self._apply_all, records)
+
+    async def repair(self, keys: Sequence[Key], ghosts: Sequence[Record], now_us: int) -> None:
+        """Each key in a transaction of its own: a repair holds no row that a writer waits for."""
+        text = GuardText(self._store.domain, self._store.attempt, self._attempt, "public")
+        tables = {table.kind: table for table in text.tables}
+        for kind, key in keys:
+            table = tables[kind]
+            relation = self._store.relations[kind]
+            at = " AND ".join(f"{name} = %s" for name in relation.key_names)
+            await self._db.run(
+                f"UPDATE {table.name} SET version = greatest(version + 2, %s) "  # noqa: S608
+                f"+ CASE WHEN deleted THEN {table.lead} ELSE 0 END WHERE {at}",
+                (now_us, *relation.position(key)),
+            )
+        for ghost in ghosts:
+            with suppress(Undo):
+                await self._bury(text, ghost)
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    async def _apply_all(self, records: Sequence[Record]) -> None:
+        try:
+            async with self._db.transaction() as tx:
+                # SET LOCAL: a session's setting would reach another client through PgBouncer
+                rows = await tx.run(
+                    f"SELECT ended, EXISTS (SELECT FROM datalayer_tombs_{self._store.domain}_{self._attempt}), "  # noqa: S608
+                    f"set_config('datalayer.pass', %s, true) FROM {FENCE_TABLE} "
+                    "WHERE domain = %s AND attempt = %s AND place = %s FOR SHARE",
+                    (f"{self._store.domain}_{self._attempt}", *self._key, self._store.attempt),
+                )
+                if not rows or rows[0][0]:
+                    raise StaleRoute(f"attempt {self._attempt} of {self._store.domain} has ended")
+                landing = await self._above_tombs(tx, records) if rows[0][1] else records
+                await self._bulk.write(tx, landing)
+        except Fenced as error:
+            raise StaleRoute(f"{self._store.domain} is sealed here by another attempt") from error
+
+    async def _above_tombs(self, tx: PostgresTransaction, records: Sequence[Record]) -> list[Record]:
+        tombs: dict[Key, int] = {}
+        for sql, params in self._tombs.calls([record.ident for record in records]):
+            tombs |= {(kind, key): version for kind, key, version in await tx.run(sql, params)}
+        return [record for record in records if record.version > tombs.get(record.ident, -1)]
+
+    async def _bury(self, text: GuardText, ghost: Record) -> None:
+        """Enter a tombstone for a key that is absent here. Undo when the key has appeared."""
+        key = (ghost.kind, ghost.key)
+        async with self._db.transaction() as tx:
+            rows = await tx.run(
+                f"INSERT INTO {text.tombs} AS t (kind, key, version) VALUES (%s, %s, %s) "  # noqa: S608
+                "ON CONFLICT (kind, key) DO UPDATE SET version = greatest(t.version + 2, excluded.version) "
+                "RETURNING t.version",
+                (*key, ghost.version),
+            )
+            # journal row first, then the look: a writer of this key is before us, or waits here and sees the tombstone
+            await tx.run(
+                f"INSERT INTO {text.journal} (kind, key, routing, version) VALUES (%s, %s, %s, %s) "  # noqa: S608
+                "ON CONFLICT (kind, key) DO UPDATE SET version = excluded.version",
+                (*key, ghost.routing, rows[0][0]),
+            )
+            relation = self._store.relations[ghost.kind]
+            sql, params = next(iter(relation.look_up.calls([relation.item(ghost.key)])))
+            if await tx.run(sql, params):
+                raise Undo
+
+    async def _row(self, tx: PostgresTransaction, token: Token) -> _Row | None:
+        await take_token(tx, token)
+        rows = await tx.run(f"{_ROW} FOR UPDATE", self._key)
+        return _Row(*rows[0]) if rows else None
+
+    async def _sound_row(self, tx: PostgresTransaction, token: Token) -> _Row:
+        row = await self._row(tx, token)
+        if row is None:
+            raise MigrationError(f"attempt {self._attempt} of {self._store.domain} has no guard here")
+        self._check_sound(row, await self._fingerprint(tx))
+        return row
+
+    def _check_sound(self, row: _Row, found: str) -> None:
+        what = f"the guard of attempt {self._attempt} of {self._store.domain}"
+        if row.place != self._store.attempt:
+            raise PreconditionFailed(f"{what} is the other side's: source and target are one database")
+        if row.ended:
+            raise MigrationError(f"{what} was removed")
+        if row.tampered or row.fingerprint != found:
+            raise MigrationError(
+                f"{what} was changed by another program, or the server failed over: its journal cannot be trusted",
+                hint="cancel the migration and start it again",
+            )
+
+    async def _check_tables(self, tx: PostgresTransaction) -> None:
+        names = list(self._tables)
+        for name, inside, outside in await tx.run(_CROSSING_KEYS, (names, names)):
+            raise PreconditionFailed(
+                f"the foreign key {name} from {inside} to {outside} crosses the border of {self._store.domain}",
+                hint="drop it: the two sides will be in different stores",
+            )
+        for (name,) in await tx.run(_PARTITIONED, (names,)):
+            raise PreconditionFailed(f"{name} is partitioned or inherited from: its guard could be walked around")
+
+    async def _text(self, tx: PostgresTransaction) -> GuardText:
+        schema = str((await tx.run("SELECT current_schema()"))[0][0])
+        return GuardText(self._store.domain, self._store.attempt, self._attempt, schema)
+
+    async def _switch_off(self, tx: PostgresTransaction, triggers: tuple[str, ...]) -> None:
+        """DISABLE, never DROP: DROP TRIGGER waits behind pg_dump and blocks every reader meanwhile."""
+        found = await tx.run(
+            "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgname = ANY (%s::text[]) "
+            "AND tgrelid = ANY (%s::text[]::regclass[]::oid[]) AND tgenabled <> 'D'",
+            (list(triggers), list(self._tables)),
+        )
+        for table, trigger in found:
+            await tx.run(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
+
+    async def _set(self, tx: PostgresTransaction, *, flip: int, fence: FenceState, lapses_at: str | None) -> None:
+        await tx.run(
+            f"UPDATE {FENCE_TABLE} SET flip = %s, fence = %s, lapses_at = %s::timestamptz "  # noqa: S608
+            "WHERE domain = %s AND attempt = %s",
+            (flip, fence, lapses_at, *self._key),
+        )
+
+    async def _remember(self, tx: PostgresTransaction) -> None:
+        await tx.run(
+            f"UPDATE {FENCE_TABLE} SET fingerprint = %s WHERE domain = %s AND attempt = %s",  # noqa: S608
+            (await self._fingerprint(tx), *self._key),
+        )
+
+    async def _fingerprint(self, tx: PostgresTransaction) -> str:
+        return str((await tx.run(_FINGERPRINT, self._catalogue()))[0][0])
+
+    def _catalogue(self) -> tuple[Any, ...]:
+        text = GuardText(self._store.domain, self._store.attempt, self._attempt, "public")
+        functions = [name for table in text.tables for name in (table.lift, table.note)]
+        pattern = f"^datalayer_[abcd]_[a-z]+_{self._attempt}(_row)?$"
+        return (list(self._tables), pattern, [*functions, "datalayer_refuse", "datalayer_refuse_truncate"])

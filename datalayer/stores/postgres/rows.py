@@ -1,0 +1,197 @@
+"""Postgres' ``RowCodec``: rows as psycopg gives and takes them, in binary.
+
+A uuid read is a ``uuid.UUID`` (psycopg makes it in C). A uuid bound from a record's bytes is a ``RawUuid``: making a
+UUID of it only for the driver to take it apart again would cost more than the rest of the row.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from datalayer.domains.record import Record, parse_json
+from datalayer.domains.users import claim_key, claim_of
+from datalayer.stores.postgres.connection import ADAPTERS
+from datalayer.types import Message, User
+
+if TYPE_CHECKING:
+    from datalayer.stores.sql.database import Row
+
+UUID_OID: Final = 2950
+UUIDS_OID: Final = 2951
+_ARRAY_HEAD: Final = struct.Struct("!iiIii")
+_EMPTY_ARRAY: Final = struct.pack("!iiI", 0, 0, UUID_OID)
+_ITEM_LENGTH: Final = struct.pack("!i", 16)
+_INT64: Final = 1 << 63
+
+
+class RawUuid(bytes):
+    """The 16 bytes of a uuid, bound as they are."""
+
+    __slots__ = ()
+
+
+class _RawUuidDumper(Dumper):
+    format = Format.BINARY
+    oid = UUID_OID
+
+    def dump(self, obj: RawUuid) -> bytes:
+        return obj
+
+
+class RawUuids(bytes):
+    """n x 16 bytes, bound as a uuid[]."""
+
+    __slots__ = ()
+
+
+class _RawUuidsDumper(Dumper):
+    format = Format.BINARY
+    oid = UUIDS_OID
+
+    def dump(self, obj: RawUuids) -> bytes:
+        return uuid_array(obj)
+
+
+def uuid_array(items: bytes) -> bytes:
+    """The binary form of a uuid[] of these 16-byte items, without the length before it."""
+    if not items:
+        return _EMPTY_ARRAY
+    n = len(items) // 16
+    parts = [_ARRAY_HEAD.pack(1, 0, UUID_OID, n, 1)]
+    parts += [_ITEM_LENGTH + items[at : at + 16] for at in range(0, len(items), 16)]
+    return b"".join(parts)
+
+
+ADAPTERS.register_dumper(RawUuid, _RawUuidDumper)
+ADAPTERS.register_dumper(RawUuids, _RawUuidsDumper)
+
+
+def check_text(value: str, what: str) -> None:
+    """ValueError for what a Postgres text can never hold."""
+    if "\x00" in value:
+        raise ValueError(f"{what} contains the character NUL")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{what} contains a lone surrogate") from None
+
+
+def check_int(value: int, what: str) -> None:
+    """ValueError for what a bigint can never hold."""
+    if not -_INT64 <= value < _INT64:
+        raise ValueError(f"{what} does not fit into 64 bits")
+
+
+class PostgresCodec:
+    """Conversions of rows in the order of ``schemas.metadata.*_COLUMNS``."""
+
+    __slots__ = ()
+
+    def uuid(self, value: bytes) -> Any:
+        return RawUuid(value)
+
+    def uuid_bytes(self, value: UUID) -> bytes:
+        return value.bytes
+
+    def bind_uuid(self, value: UUID) -> Any:
+        return value
+
+    def message(self, row: Row) -> Message:
+        conversation, id, sender, body, kind, thread, attachments, edited, deleted, version, attributes = row
+        return Message(
+            id,
+            conversation,
+            sender,
+            body,
+            kind,
+            thread,
+            tuple(attachments),
+            edited,
+            deleted,
+            version,
+            {} if attributes == "{}" else parse_json(attributes),
+        )
+
+    def message_record(self, row: Row) -> Record:
+        conversation, id, sender, body, kind, thread, attachments, edited, deleted, version, attributes = row
+        return Record(
+            "message",
+            conversation.bytes + id.bytes,
+            version,
+            deleted,
+            (
+                sender.bytes,
+                body,
+                kind,
+                None if thread is None else thread.bytes,
+                b"".join([item.bytes for item in attachments]),
+                edited,
+                attributes,
+            ),
+        )
+
+    def message_row(self, record: Record) -> Row:
+        sender, body, kind, thread, attachments, edited, attributes = record.fields
+        check_message(record)
+        key = record.key
+        return (
+            RawUuid(key[:16]),
+            RawUuid(key[16:]),
+            RawUuid(sender),  # type: ignore[arg-type]
+            body,
+            kind,
+            None if thread is None else RawUuid(thread),  # type: ignore[arg-type]
+            RawUuids(attachments),  # type: ignore[arg-type]
+            edited,
+            record.deleted,
+            record.version,
+            attributes,
+        )
+
+    def user(self, row: Row) -> User:
+        id, username, email, display_name, status, updated_at, deleted, version, attributes = row
+        return User(id, username, email, display_name, status, updated_at, deleted, version, parse_json(attributes))
+
+    def user_record(self, row: Row) -> Record:
+        id, username, email, display_name, status, updated_at, deleted, version, attributes = row
+        fields = (username, email, display_name, status, updated_at, attributes)
+        return Record("user", id.bytes, version, deleted, fields)
+
+    def user_row(self, record: Record) -> Row:
+        username, email, display_name, status, updated_at, attributes = record.fields
+        check_int(record.version, "version")
+        check_int(updated_at, "updated_at")  # type: ignore[arg-type]
+        for value, what in ((username, "username"), (email or "", "email"), (display_name, "display_name")):
+            check_text(value, what)  # type: ignore[arg-type]
+        check_text(status, "status")  # type: ignore[arg-type]
+        check_text(attributes, "attributes")  # type: ignore[arg-type]
+        head = (RawUuid(record.key), username, email, display_name, status, updated_at)
+        return (*head, record.deleted, record.version, attributes)
+
+    def claim_record(self, row: Row) -> Record:
+        kind, value, _, owner, version, deleted = row
+        return Record("claim", claim_key(kind, value), version, deleted, (owner.bytes,))
+
+    def claim_row(self, record: Record) -> Row:
+        kind, value = claim_of(record.key)
+        check_text(value, kind)
+        check_int(record.version, "version")
+        owner = RawUuid(record.fields[0])  # type: ignore[arg-type]
+        return (kind, value, record.key[:16], owner, record.version, record.deleted)
+
+
+def check_message(record: Record) -> None:
+    """ValueError, saying why, for a message that Postgres can never hold."""
+    _, body, kind, _, _, edited, attributes = record.fields
+    check_text(body, "body")  # type: ignore[arg-type]
+    check_text(kind, "kind")  # type: ignore[arg-type]
+    check_text(attributes, "attributes")  # type: ignore[arg-type]
+    check_int(record.version, "version")
+    if edited is not None:
+        check_int(edited, "edited_at")  # type: ignore[arg-type]

@@ -1,0 +1,23 @@
+"""The coordinator's fencing token: a database that has seen a newer one refuses every step of an older."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from datalayer.errors import LostLease
+
+if TYPE_CHECKING:
+    from datalayer.stores.base import Token
+    from datalayer.stores.sql.database import SqlTransaction
+
+_TAKE: Final = """
+INSERT INTO datalayer_token AS t (domain, migration, attempt, value) VALUES (%s, %s, %s, %s)
+ON CONFLICT (domain) DO UPDATE SET migration = excluded.migration, attempt = excluded.attempt, value = excluded.value
+WHERE (excluded.attempt, excluded.value) >= (t.attempt, t.value)
+RETURNING t.value"""
+
+
+async def take_token(tx: SqlTransaction, token: Token) -> None:
+    """Lock the domain's token row for this transaction and raise it to ``token``; LostLease when it is newer."""
+    if not await tx.run(_TAKE, (token.domain, token.migration, token.attempt, token.value)):
+        raise LostLease(f"a newer coordinator of {token.domain} has been at work in this database")
