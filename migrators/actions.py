@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed, SchemaBehind, VerificationFailed
-from datalayer.migrators.backfill import Backfill, RateCap
+from datalayer.migrators.backfill import Backfill
 from datalayer.migrators.fleet import await_fleet
 from datalayer.migrators.plan import Until
+from datalayer.migrators.throttle import RateCap, following
 from datalayer.migrators.verify import Verifier
 from datalayer.migrators.work import stores_last_writer
 from datalayer.routing.flip import write_roles
@@ -126,6 +127,7 @@ async def backfill(work: Work) -> str:
         seconds = max(work.clock.monotonic() - began, 1e-9)
         work.reporter.progress("backfill", before + rows, max(total, before + rows), rows / seconds)
 
+    cap = RateCap(work.clock, options.rate_rows_per_s)
     copy = Backfill(
         work.source_store,
         work.target_guard,
@@ -133,12 +135,13 @@ async def backfill(work: Work) -> str:
         work.clock,
         migration_id=work.migration.id,
         holder=work.holder,
-        cap=RateCap(work.clock, options.rate_rows_per_s),
+        cap=cap,
         failpoints=work.failpoints,
         progress=progress,
     )
     before = await copy.plan(options.workers)
-    await copy.run(options.workers)
+    async with following(work.control, work.migration.id, work.migration.domain, cap):
+        await copy.run(options.workers)
     seconds = work.clock.monotonic() - began
     rows = sum(chunk.rows for chunk in await work.control.chunks(copy.run_name))
     await work.control.put_document(work.migration.id, "backfill", {"rows": rows, "seconds": round(seconds, 3)})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import QuarantineRow
 from datalayer.errors import MigrationError, Quarantine
+from datalayer.migrators.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from datalayer.control.base import Chunk, Control
     from datalayer.domains.record import Record
     from datalayer.migrators.options import Failpoints
+    from datalayer.migrators.throttle import RateCap
     from datalayer.stores.base import Guard, Port, ScanPage
 
 PAGE_BYTES: Final = 2 << 20
@@ -30,25 +32,6 @@ PAGE_ROWS_MAX: Final = 4000
 CHUNK_TTL_S: Final = 30.0
 CHECKPOINT_EVERY_S: Final = 0.5
 RANGES_PER_WORKER: Final = 8
-
-
-class RateCap:
-    """At most so many rows a second, over all workers of this process."""
-
-    def __init__(self, clock: Clock, rows_per_s: float | None) -> None:
-        self._clock = clock
-        self.rows_per_s = rows_per_s
-        self._free_at = 0.0
-
-    async def take(self, rows: int) -> None:
-        """Return when ``rows`` more may be applied."""
-        if self.rows_per_s is None:
-            return
-        now = self._clock.monotonic()
-        start = max(self._free_at, now)
-        self._free_at = start + rows / self.rows_per_s
-        if start > now:
-            await asyncio.sleep(start - now)
 
 
 def page_bytes(records: Sequence[Record]) -> int:
@@ -110,9 +93,7 @@ class Backfill:
 
     async def run(self, workers: int) -> None:
         """Copy until every range is done. Raises what a store raises; running it again goes on."""
-        async with asyncio.TaskGroup() as group:
-            for number in range(workers):
-                group.create_task(self._work(f"{self._holder}/{number}"))
+        await together(*(self._work(f"{self._holder}/{number}") for number in range(workers)))
         open_chunks = [chunk for chunk in await self._control.chunks(self.run_name) if not chunk.done]
         if open_chunks:
             raise MigrationError(f"{len(open_chunks)} range(s) of the backfill are still leased to another worker")
@@ -122,13 +103,13 @@ class Backfill:
             await self._copy(chunk)
 
     async def _copy(self, chunk: Chunk) -> None:
-        limit = PAGE_ROWS_FIRST
+        limit = self._cap.bounded(PAGE_ROWS_FIRST)
         saved_at = self._clock.monotonic()
         coming = asyncio.ensure_future(self._source.scan(chunk.range, chunk.after, limit))
         try:
             while True:
                 page: ScanPage = await coming
-                limit = next_limit(limit, page.records)
+                limit = self._cap.bounded(next_limit(limit, page.records))
                 if not page.done:
                     coming = asyncio.ensure_future(self._source.scan(chunk.range, page.after, limit))
                 await self._cap.take(len(page.records))

@@ -19,6 +19,7 @@ from datalayer.domains.record import digest
 from datalayer.domains.registry import DOMAINS
 from datalayer.ids import SLOTS, slot_of
 from datalayer.migrators.backfill import CHECKPOINT_EVERY_S, CHUNK_TTL_S, bins_of, next_limit, payload_of
+from datalayer.migrators.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -113,7 +114,7 @@ class Verifier:
     async def run(self, workers: int) -> Verdict:
         """One pass; it goes on where an interrupted one with the same run name stopped."""
         began = self._clock.monotonic()
-        authority, mirror = await asyncio.gather(
+        authority, mirror = await together(
             self._fold(self._authority, "authority", workers), self._fold(self._mirror, "mirror", workers)
         )
         unequal = {
@@ -147,9 +148,7 @@ class Verifier:
         run = f"{self._run}/{side}"
         if not await self._control.chunks(run):
             await self._control.plan_chunks(run, await port.plan_scan(workers * 4))
-        async with asyncio.TaskGroup() as group:
-            for number in range(workers):
-                group.create_task(self._fold_chunks(port, run, f"{self._holder}/{side}/{number}"))
+        await together(*(self._fold_chunks(port, run, f"{self._holder}/{side}/{n}") for n in range(workers)))
         folded = _Fold()
         for chunk in await self._control.chunks(run):
             payload = bins_of(chunk.payload)
@@ -215,9 +214,7 @@ class Verifier:
         return candidates
 
     async def _drill_group(self, group: set[int]) -> set[Key]:
-        authority, mirror = await asyncio.gather(
-            self._digests(self._authority, group), self._digests(self._mirror, group)
-        )
+        authority, mirror = await together(self._digests(self._authority, group), self._digests(self._mirror, group))
         return {key for key in authority.keys() | mirror.keys() if authority.get(key) != mirror.get(key)}
 
     async def _digests(self, port: Port, group: set[int]) -> dict[Key, int]:
