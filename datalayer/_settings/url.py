@@ -56,8 +56,10 @@ SCHEMES: Final[Mapping[str, _Scheme]] = MappingProxyType(
                 "application_name": "text",
                 "channel_binding": "text",
                 "connect_timeout": "int",
+                "direct": "text",  # host:port past the pooler, for LISTEN
                 "gssencmode": "text",
                 "host": "text",  # folder of the local socket
+                "pgbouncer": "bool",  # behind a pooler in transaction mode: no prepared statements
                 "sslcert": "text",
                 "sslkey": "text",
                 "sslmode": "text",
