@@ -63,6 +63,7 @@ class Coordinator:
     ) -> None:
         if domain not in DOMAINS:
             raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
+        self.places = places
         self._places = places
         self._control = places.control
         self._domain = domain

@@ -61,6 +61,11 @@ class Router:
         """How many writes wait for the end of a hold."""
         return self._held
 
+    async def close_eager(self) -> None:
+        """Stop bringing own writes to the mirror; what is queued stays in the journal."""
+        if self._route is not None and self._route.eager is not None:
+            await self._route.eager.close()
+
     def disown(self) -> None:
         """Refuse every further operation (in a forked child)."""
         self._route = None

@@ -97,8 +97,7 @@ class Watchdog:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for router in self._routers.values():
-            if router.route.eager is not None:
-                await router.route.eager.close()
+            await router.close_eager()
         try:
             await self._control.leave(self._process.id)
         except DatalayerError as error:
