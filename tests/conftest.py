@@ -1,11 +1,15 @@
 """What every test shares: the tier it runs in, and the real chat data where it is present."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.servers import Servers
 
 Tier = Literal["check", "test", "deep"]
 _EXAMPLES: dict[Tier, int] = {"check": 30, "test": 100, "deep": 20_000}
@@ -32,3 +36,13 @@ def chat_data() -> Path | None:
     default = Path(__file__).parents[1] / "../shared/data/chat.jsonl.gz"
     path = Path(os.environ.get("DATALAYER_CHAT_DATA", default)).resolve()
     return path if path.exists() else None
+
+
+@pytest.fixture(scope="session")
+def servers() -> "Iterator[Servers]":
+    """Real servers, shared by the whole run; nothing starts before a test asks for one. Mark such a test `servers`."""
+    # Imported here: a run without servers pays nothing for them.
+    from tests.servers import Servers  # noqa: PLC0415
+
+    with Servers() as shared:
+        yield shared
