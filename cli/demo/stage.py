@@ -167,7 +167,9 @@ class Stage:
         return Ended(process.returncode, _last_object(stdout), stderr.decode(errors="replace"))
 
     async def _start_command(self, words: Sequence[str], failpoints: str) -> asyncio.subprocess.Process:
-        module = ["datalayer.cli"] if self.sabotage is None else ["datalayer.cli.demo.sabotaged", self.sabotage]
+        module = ["datalayer.cli.demo.staged"] if failpoints or self.sabotage else ["datalayer.cli"]
+        if self.sabotage:
+            module += ["--sabotage", self.sabotage]
         environment = {**os.environ, VARIABLE: failpoints}
         return await asyncio.create_subprocess_exec(
             sys.executable,

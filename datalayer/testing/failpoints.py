@@ -73,11 +73,12 @@ class Failpoints:
 
 def _parse(part: str) -> Failpoint:
     name, separator, rest = part.partition("=")
-    action, _, nth = rest.partition("@")
-    if not separator or not name or action not in get_args(FailAction) or not (nth or "1").isdecimal():
+    action, at, nth = rest.partition("@")
+    nth = nth if at else "1"
+    if not separator or not name or action not in get_args(FailAction) or not nth.isdecimal():
         known = ", ".join(get_args(FailAction))
         raise InvalidArgument(f"{part!r} is no failpoint", hint=f"write NAME=ACTION[@N], ACTION one of {known}")
-    return Failpoint(name.strip(), action, max(int(nth or "1"), 1))  # type: ignore[arg-type]  # looked up just above
+    return Failpoint(name.strip(), action, max(int(nth), 1))  # type: ignore[arg-type]  # looked up just above
 
 
 def _act(point: Failpoint, name: str) -> None:

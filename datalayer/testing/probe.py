@@ -43,7 +43,8 @@ async def read_everything(messages: Messages, directory: Path, *, name: str = FI
     async def work() -> None:
         nonlocal found
         for room in rooms:
-            found += await _read_room(messages, ledger, room, board.rooms[room])
+            count = await _read_room(messages, ledger, room, board.rooms[room])
+            found += count
 
     try:
         async with asyncio.TaskGroup() as group:
