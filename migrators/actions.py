@@ -19,6 +19,7 @@ from datalayer.stores.base import MetaRow
 if TYPE_CHECKING:
     from datalayer.migrators.verify import Verdict
     from datalayer.migrators.work import Work
+    from datalayer.routing.places import Places
 
 VERDICT: Final = "verdict"
 VERDICT_MAX_AGE_US: Final = 24 * 3600 * 1_000_000
@@ -30,34 +31,34 @@ CATCH_UP_ROUNDS: Final = 1_000_000
 
 async def check_target(work: Work) -> str:
     """The target can hold the domain, is reachable, and holds nothing of anybody else."""
-    migration = work.migration
-    backend = work.places.backend(migration.target)
-    reason = refusal(work, migration.target)
+    return await fit_target(work.places, work.migration.domain, work.migration.target)
+
+
+async def fit_target(places: Places, domain: str, target: Place) -> str:
+    """What ``check_target`` checks, for any place; asked before a migration is entered, so that a refusal leaves none.
+
+    The backend must be open. Raises PreconditionFailed.
+    """
+    backend = places.backend(target)
+    reason = backend.refuses(domain)
     if reason:
         raise PreconditionFailed(reason)
-    deployment = await work.control.deployment()
+    deployment = await places.control.deployment()
     meta = await backend.read_meta()
-    own = meta.get((migration.domain, migration.target.attempt))
-    for (domain, attempt), row in meta.items():
-        if domain == migration.domain and row.deployment != deployment:
+    for (held, attempt), row in meta.items():
+        if held == domain and row.deployment != deployment:
             raise PreconditionFailed(
                 f"backend {backend.name!r} holds {domain} of another deployment ({row.deployment}, attempt {attempt})",
                 hint="use an empty database or keyspace",
             )
-    plain = work.places.store(migration.domain, Place(migration.target.backend))
-    if (migration.domain, 0) not in meta and not await _empty(plain):
+    if (domain, 0) not in meta and not await _empty(places.store(domain, Place(target.backend))):
         raise PreconditionFailed(
-            f"backend {backend.name!r} holds {migration.domain} rows that do not belong to this deployment",
+            f"backend {backend.name!r} holds {domain} rows that do not belong to this deployment",
             hint="move them away or use an empty database",
         )
-    if own is None and not await _empty(work.target_store):
-        raise PreconditionFailed(f"the target tables of attempt {migration.attempt} exist and hold foreign rows")
+    if (domain, target.attempt) not in meta and not await _empty(places.store(domain, target)):
+        raise PreconditionFailed(f"the target tables of attempt {target.attempt} exist and hold foreign rows")
     return f"{backend.product} {backend.name}"
-
-
-def refusal(work: Work, place: Place) -> str | None:
-    """Why the domain cannot go to a place, or None."""
-    return work.places.backend(place).refuses(work.migration.domain)
 
 
 async def _empty(store: object) -> bool:

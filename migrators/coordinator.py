@@ -21,7 +21,7 @@ from datalayer.errors import (
     PreconditionFailed,
     Unavailable,
 )
-from datalayer.migrators.actions import VERDICT, run_verification
+from datalayer.migrators.actions import VERDICT, fit_target, run_verification
 from datalayer.migrators.options import MigrateOptions, Silent, from_kept
 from datalayer.migrators.plan import Action, Stage, Standing, Until, next_stage, next_stage_back, reached
 from datalayer.migrators.run import run_stage
@@ -408,6 +408,7 @@ class Coordinator:
         )
         await self._places.ensure_open(migration.source)
         await self._places.ensure_open(migration.target)
+        await fit_target(self._places, self._domain, migration.target)
         token = Token(migration.id, self._domain, attempt, value)
         return await self._control.start_migration(token, migration, actor=self._holder)
 

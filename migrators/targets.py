@@ -1,0 +1,84 @@
+"""Where a domain could go: every configured backend, with the reason where it is not possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datalayer.domains.registry import DOMAINS
+from datalayer.errors import ConfigurationError, DatalayerError, PreconditionFailed
+from datalayer.migrators.actions import fit_target
+from datalayer.migrators.plan import Stage, Standing, Until, stages_to
+from datalayer.routing.route import Phase, Place
+
+if TYPE_CHECKING:
+    from datalayer.control.base import Migration
+    from datalayer.routing.places import Places
+    from datalayer.routing.route import Routing
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A backend as a target; ``reason`` is None where a migration could start, or go on, now."""
+
+    backend: str
+    product: str
+    reason: str | None
+
+
+async def possible_targets(places: Places, domain: str) -> list[Target]:
+    """Every configured backend as a target of the domain. It connects to each that is not ruled out before."""
+    routing, live = await standing_of(places, domain)
+    found = []
+    for name, backend in sorted(places.backends.items()):
+        reason = _excluded(places, routing, live, name) or await _unfit(places, domain, name)
+        found.append(Target(name, backend.product, reason))
+    return found
+
+
+async def planned_stages(places: Places, domain: str, to: str, until: Until) -> tuple[Migration | None, list[Stage]]:
+    """What ``migrate --to`` would run from here, changing nothing; with the unfinished migration it would go on with.
+
+    Raises ConfigurationError (no such backend) and PreconditionFailed as the migration itself would.
+    """
+    routing, live = await standing_of(places, domain)
+    if to not in places.backends:
+        names = ", ".join(sorted(places.backends))
+        raise ConfigurationError(f"backend {to!r} is not configured", hint=f"one of: {names}")
+    going_on = live is not None and live.target.backend == to
+    reason = None if going_on else _excluded(places, routing, live, to) or await _unfit(places, domain, to)
+    if reason:
+        raise PreconditionFailed(f"{domain} cannot go to {to!r}: {reason}")
+    if live is None:
+        return None, stages_to(Standing(Phase.SOURCE, frozenset()), until)
+    return live, stages_to(Standing(routing.phase, live.milestones), until)
+
+
+async def standing_of(places: Places, domain: str) -> tuple[Routing, Migration | None]:
+    """The domain's routing and its unfinished migration."""
+    if domain not in DOMAINS:
+        raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
+    _, routings = await places.control.routings()
+    if domain not in routings:
+        raise PreconditionFailed(f"{domain} has no place yet", hint="open the application once")
+    live = next((m for m in await places.control.migrations(domain) if not m.finished), None)
+    return routings[domain], live
+
+
+def _excluded(places: Places, routing: Routing, live: Migration | None, name: str) -> str | None:
+    """Why not, from what is known without connecting."""
+    if live is not None:
+        return None if live.target.backend == name else f"{live.id} moves it to {live.target.backend!r} now"
+    if routing.authority.backend == name:
+        return f"{routing.domain} is there already"
+    return places.backends[name].refuses(routing.domain)
+
+
+async def _unfit(places: Places, domain: str, name: str) -> str | None:
+    """Why not, from what the backend says."""
+    try:
+        await places.ensure_open(Place(name))
+        await fit_target(places, domain, Place(name))
+    except DatalayerError as error:
+        return str(error)
+    return None
