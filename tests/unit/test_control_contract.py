@@ -75,8 +75,8 @@ async def coordinate(control: Control, holder: str = "ann", ttl_s: float = 60.0)
 
 async def overtaken(control: Control, store: Store) -> Token:
     """A token of a coordinator whose lease ran out and went to another."""
-    old = await coordinate(control, "ann", 0.05)
-    await store.pass_time(0.1)
+    old = await coordinate(control, "ann", 5.0)
+    await store.pass_time(10.0)
     assert await control.take(LEASE, "bob", 60.0) == old.value + 1
     return old
 
@@ -175,13 +175,13 @@ class ControlContract:
     async def test_a_lease_runs_out_by_the_stores_own_clock(self, store: Store) -> None:
         control = await store.connect()
         await control.register(process("a"), {})
-        await control.renew("a", {}, lease_s=0.25)
+        await control.renew("a", {}, lease_s=25.0)
         before = (await control.processes())[0]
-        await store.pass_time(0.3)
+        await store.pass_time(30.0)
         after = (await control.processes())[0]
-        assert 0 < before.lease_left_s < 0.26
+        assert 0 < before.lease_left_s < 25.01
         assert after.lease_left_s < 0
-        assert after.seen_ago_s >= 0.29
+        assert after.seen_ago_s >= 29.9
         await control.renew("a", {}, lease_s=60.0)
         assert (await control.processes())[0].lease_left_s > 50
 
@@ -216,9 +216,9 @@ class ControlContract:
     async def test_of_many_that_take_a_lease_at_once_one_gets_it(self, store: Store) -> None:
         clients = [await store.connect() for _ in range(2)]
         for _ in range(5):
-            tokens = await asyncio.gather(*(clients[at % 2].take("x", f"holder-{at}", 0.05) for at in range(6)))
+            tokens = await asyncio.gather(*(clients[at % 2].take("x", f"holder-{at}", 5.0) for at in range(6)))
             assert len([token for token in tokens if token is not None]) == 1
-            await store.pass_time(0.1)
+            await store.pass_time(10.0)
 
     async def test_tokens_rise_and_are_never_used_twice(self, store: Store) -> None:
         one, two = await store.connect(), await store.connect()
@@ -241,12 +241,12 @@ class ControlContract:
 
     async def test_keep_fails_once_somebody_else_has_it(self, store: Store) -> None:
         control = await store.connect()
-        token = await control.take("x", "ann", 0.05)
+        token = await control.take("x", "ann", 5.0)
         assert token is not None
-        await store.pass_time(0.1)
+        await store.pass_time(10.0)
         assert await control.holder("x") is None
-        await control.keep("x", token, 0.05)  # nobody took it: it lives again
-        await store.pass_time(0.1)
+        await control.keep("x", token, 5.0)  # nobody took it: it lives again
+        await store.pass_time(10.0)
         assert await control.take("x", "bob", 60) == token + 1
         with pytest.raises(LostLease):
             await control.keep("x", token, 60)
@@ -297,9 +297,9 @@ class ControlContract:
 
     async def test_an_overtaken_coordinator_can_write_nothing(self, store: Store) -> None:
         control = await store.connect()
-        new = await coordinate(control, "zoe", 0.05)
+        new = await coordinate(control, "zoe", 5.0)
         await control.start_migration(new, migration(), actor="zoe")
-        await store.pass_time(0.1)
+        await store.pass_time(10.0)
         old = await overtaken(control, store)
         log = control.intents("messages", 1, "target")
         for call in (
@@ -357,17 +357,17 @@ class ControlContract:
     async def test_a_checkpoint_of_a_lost_chunk_lands_nowhere(self, store: Store) -> None:
         control = await store.connect()
         await control.plan_chunks("r", ["a"])
-        slow = await control.take_chunk("r", "slow", 0.05)
+        slow = await control.take_chunk("r", "slow", 5.0)
         assert slow is not None
-        await control.checkpoint(replace(slow, after="k1", rows=10, payload="{}"), 0.05)
-        await store.pass_time(0.1)
+        await control.checkpoint(replace(slow, after="k1", rows=10, payload="{}"), 5.0)
+        await store.pass_time(10.0)
         quick = await control.take_chunk("r", "quick", 60)
         assert quick is not None
         assert (quick.after, quick.rows, quick.payload) == ("k1", 10, "{}")
         with pytest.raises(LostLease):
             await control.checkpoint(replace(slow, after="k0", rows=1), 60)
         await control.checkpoint(replace(quick, after="k2", rows=20, done=True), 60)
-        await store.pass_time(0.1)
+        await store.pass_time(10.0)
         assert await control.take_chunk("r", "third", 60) is None
         assert [(c.after, c.rows, c.done) for c in await control.chunks("r")] == [("k2", 20, True)]
 
@@ -471,7 +471,15 @@ class IntentContract:
     async def test_a_pending_intent_holds_the_full_payload(self, store: Store) -> None:
         control = await store.connect()
         _, log = await gate(control)
-        fields = (b"\x00" * 16, "NUL-free ☃ 𝄞 \\ \" '", "text", os.urandom(16), os.urandom(32), -(1 << 62), '{"n":1e22}')
+        fields = (
+            b"\x00" * 16,
+            "NUL-free ☃ 𝄞 \\ \" '",
+            "text",
+            os.urandom(16),
+            os.urandom(32),
+            -(1 << 62),
+            '{"n":1e22}',
+        )
         written = Record("message", os.urandom(32), 1 << 62, True, fields)
         answer = await log.admit(written, lead=0, create=False, deadline=None)
         assert answer.record == written
@@ -594,10 +602,10 @@ class IntentContract:
     async def test_a_lapsing_fence_opens_by_itself_and_cannot_be_sealed_then(self, store: Store) -> None:
         control = await store.connect()
         token, log = await gate(control)
-        await log.fence(token, 1, 0.1, 1.0)
+        await log.fence(token, 1, 10.0, 1.0)
         assert (await log.state()).fence == "lapsing"
         assert (await log.admit(record(), lead=0, create=False, deadline=None)).state is AdmitState.FENCED
-        await store.pass_time(0.2)
+        await store.pass_time(20.0)
         assert (await log.state()).fence == "open"
         with pytest.raises(MigrationError):
             await log.seal(token, 1)
@@ -606,14 +614,14 @@ class IntentContract:
     async def test_a_seal_does_not_lapse_and_belongs_to_its_flip(self, store: Store) -> None:
         control = await store.connect()
         token, log = await gate(control)
-        await log.fence(token, 1, 0.3, 1.0)
+        await log.fence(token, 1, 30.0, 1.0)
         with pytest.raises(MigrationError):
             await log.seal(token, 2)
         await log.seal(token, 1)
         await log.seal(token, 1)
-        await store.pass_time(0.4)
-        await log.fence(token, 1, 0.05, 1.0)  # a seal is never weakened
-        await store.pass_time(0.1)
+        await store.pass_time(40.0)
+        await log.fence(token, 1, 5.0, 1.0)  # a seal is never weakened
+        await store.pass_time(10.0)
         assert (await log.state()).fence == "sealed"
 
     async def test_a_late_open_of_an_earlier_flip_does_not_undo_a_fence(self, store: Store) -> None:
