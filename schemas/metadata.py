@@ -205,6 +205,34 @@ def token_table() -> sa.Table:
     )
 
 
+def sqlite_tables() -> tuple[sa.Table, ...]:
+    """What the guard's triggers read in SQLite, which has no session settings and no DDL that waits for writers.
+
+    ``datalayer_guard``: the state of each guard. ``datalayer_pass``: a row of a replayer, gone before it commits.
+    ``datalayer_replaced``: the key that an INSERT under way met, which tells INSERT OR REPLACE from an upsert.
+    """
+    guard = sa.Table(
+        "datalayer_guard",
+        sa.MetaData(),
+        sa.Column("domain", sa.Text, primary_key=True),
+        sa.Column("attempt", sa.Integer, primary_key=True),
+        sa.Column("place", sa.Integer, nullable=False),
+        sa.Column("installed", sa.Boolean, nullable=False),
+        sa.Column("fence", sa.Text, nullable=False),
+        sa.Column("flip", sa.Integer, nullable=False),
+        sa.Column("lapse_at", sa.BigInteger, nullable=False),
+        sa.Column("fingerprint", sa.Text, nullable=False),
+    )
+    passing = sa.Table(
+        "datalayer_pass",
+        sa.MetaData(),
+        sa.Column("domain", sa.Text, primary_key=True),
+        sa.Column("attempt", sa.Integer, primary_key=True),
+    )
+    replaced = sa.Table("datalayer_replaced", sa.MetaData(), sa.Column("key", _BYTES))
+    return (guard, passing, replaced)
+
+
 def schema_table() -> sa.Table:
     """The revision of a database's schema: Alembic's version table, under our own name."""
     return sa.Table(SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))

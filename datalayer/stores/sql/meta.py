@@ -42,7 +42,7 @@ class SqlMeta:
         self._stamp = statement(dialect, stamp, "version_num").sql
         self._read = statement(dialect, sa.select(*(meta.c[name] for name in META_COLUMNS))).sql
         self._write = statement(dialect, _upsert_meta(dialect, meta), *META_COLUMNS).sql
-        self._token = statement(dialect, _raise_token(dialect, token_table()), *TOKEN_COLUMNS).sql
+        self._token = raise_token_sql(dialect)
 
     async def ensure_schema(self, *, create: bool) -> None:
         """SchemaBehind or SchemaAhead unless the schema is at the newest revision; made first when told."""
@@ -80,16 +80,16 @@ class SqlMeta:
 
     async def raise_token(self, token: Token, deadline: Deadline | None = None) -> None:
         """Record the token; LostLease when a higher one of the domain is there."""
-        if not await self._db.run(self._token, _values(token), deadline=deadline):
-            raise _lost(token)
+        if not await self._db.run(self._token, token_values(token), deadline=deadline):
+            raise overtaken(token)
 
     async def hold_token(self, tx: SqlTransaction, token: Token) -> None:
         """Lock the domain's token row until the transaction ends; LostLease when it holds a higher one.
 
         The first act of every coordinator's transaction: a newer coordinator's token is never overtaken.
         """
-        if not await tx.run(self._token, _values(token)):
-            raise _lost(token)
+        if not await tx.run(self._token, token_values(token)):
+            raise overtaken(token)
 
     async def _create(self) -> None:
         async with self._db.transaction() as tx:
@@ -99,11 +99,18 @@ class SqlMeta:
             await tx.run(self._stamp, (REVISIONS[-1],))
 
 
-def _values(token: Token) -> tuple[str, str, int, int]:
+def raise_token_sql(dialect: Dialect) -> str:
+    """Stores a token and locks its row; returns no row when a higher one of the domain is there."""
+    return statement(dialect, _raise_token(dialect, token_table()), *TOKEN_COLUMNS).sql
+
+
+def token_values(token: Token) -> tuple[str, str, int, int]:
+    """The parameters of ``raise_token_sql``."""
     return (token.domain, token.migration, token.attempt, token.value)
 
 
-def _lost(token: Token) -> LostLease:
+def overtaken(token: Token) -> LostLease:
+    """The error for a coordinator whose token is not the newest."""
     return LostLease(f"a newer coordinator than {token.value} of migration {token.migration} works on {token.domain}")
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from datalayer.domains.messages import MESSAGE
 from datalayer.domains.users import CLAIM, USER, claim_of
 from datalayer.schemas import metadata
-from datalayer.stores.sql.statement import LookUp, first, limited, statement, upsert_newer
+from datalayer.stores.sql.statement import LookUp, first, greatest, limited, statement, upsert_newer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,14 @@ class Relation:
         self.scan_after = statement(dialect, limited_select.where(pk > low), *highs, *lows, "limit").sql
         self.last = statement(dialect, first(dialect, self.select.order_by(*(key.desc() for key in keys)))).sql
         self.upsert = statement(dialect, upsert_newer(dialect, table, columns), *columns).sql
+        one = [column == sa.bindparam(f"of_{column.name}", type_=column.type) for column in keys]
+        ones = [f"of_{name}" for name in self.key_names]
+        self.one = statement(dialect, sa.select(sa.literal_column("1")).select_from(table).where(*one), *ones).sql
+        lead = sa.case((table.c.deleted, sa.bindparam("lead", type_=sa.BigInteger)), else_=sa.literal_column("0"))
+        raised = greatest(table.c.version + sa.literal_column("2"), sa.bindparam("now", type_=sa.BigInteger))
+        lift = sa.update(table).where(*one).values(version=raised + lead)
+        self.lift = statement(dialect, lift, "now", "lead", *ones).sql
+        """Raises the version of one row as a repair does: parameters now, lead of a tombstone, key."""
         item = tuple([None] * len(keys)) if len(keys) > 1 else None
         self.look_up = LookUp(dialect, self.select.where(pk.in_(sa.bindparam("keys", expanding=True))), "keys", item)
         self.any = statement(dialect, first(dialect, sa.select(sa.literal_column("1")).select_from(table))).sql

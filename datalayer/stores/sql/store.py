@@ -157,11 +157,15 @@ class SqlStore:
 
     async def apply_in(self, tx: SqlTransaction, records: Iterable[Record]) -> None:
         """Store each record that is newer than what is stored, within a transaction of the caller."""
-        batches: dict[str, list[Row]] = {}
+        for relation, rows in self.batches(records):
+            await tx.run_many(relation.upsert, rows)
+
+    def batches(self, records: Iterable[Record]) -> list[tuple[Relation, list[Row]]]:
+        """The rows of records, by their tables."""
+        rows: dict[str, list[Row]] = {}
         for record in records:
-            batches.setdefault(record.kind, []).append(self.relations[record.kind].to_row(record))
-        for name, rows in batches.items():
-            await tx.run_many(self.relations[name].upsert, rows)
+            rows.setdefault(record.kind, []).append(self.relations[record.kind].to_row(record))
+        return [(self.relations[name], batch) for name, batch in rows.items()]
 
     async def _apply_all(self, records: Sequence[Record]) -> None:
         async with self.db.transaction() as tx:

@@ -88,6 +88,20 @@ class SqliteDatabase:
         result: T = await mailbox.outcome(call)
         return result
 
+    async def write(self, work: Callable[[sqlite3.Connection], T], *, deadline: Deadline | None = None) -> T:
+        """Run ``work`` on the writer's thread as one transaction; an exception of it rolls back.
+
+        One hop between threads, where ``transaction`` takes one for each statement. ``work`` raises the library's
+        errors or the driver's; it may not touch the event loop.
+        """
+        mailbox = self._open_mailbox()
+        call = self._call(mailbox, deadline)
+        call.work = work
+        call.late = OutcomeUnknown
+        self._writes.put(call)
+        result: T = await mailbox.outcome(call)
+        return result
+
     async def stream(self, sql: str, params: Sequence[Any] = (), *, batch: int = 1000) -> AsyncIterator[list[Row]]:
         mailbox = self._open_mailbox()
         # A thread of its own: a long read may not keep a reader from others.
@@ -197,13 +211,6 @@ class SqliteTransaction:
         call = self._call()
         call.work = lambda connection: _many(connection, sql, params)
         await self._send(call)
-
-    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``work`` with the writer's connection, inside this transaction, on its thread."""
-        call = self._call()
-        call.work = work
-        result: T = await self._send(call)
-        return result
 
     def _call(self) -> Call:
         return Call(self._mailbox.loop.create_future(), self._deadline)

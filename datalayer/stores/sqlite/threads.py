@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.errors import Closed, DatalayerError, DeadlineExceeded
 from datalayer.stores.sqlite.calls import Call, Mailbox, State
 from datalayer.stores.sqlite.faults import ERRORS, is_busy, translate
+from datalayer.stores.sqlite.triggers import WRITER, WRITER_FUNCTION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,8 +55,11 @@ class Connector:
                 f"synchronous={self.synchronous}",
                 f"cache_size=-{_CACHE_KIB}",
                 f"query_only={int(read_only)}",
+                "trusted_schema=ON",
             ):
                 _until_free(connection, f"PRAGMA {pragma}")
+            # By this the guard's triggers know that it is the library who writes.
+            connection.create_function(WRITER_FUNCTION, 0, lambda: WRITER)
         except sqlite3.Error:
             connection.close()
             raise
@@ -170,14 +174,17 @@ class Lease:
 
 
 class Writer(Worker):
-    """The one thread of this process that writes; its jobs are Calls and Leases."""
+    """The one thread of this process that writes.
+
+    Its jobs are Calls - one statement each, or a piece of work that is a whole transaction - and Leases.
+    """
 
     def __init__(self, connector: Connector, mailbox: Mailbox, jobs: queue.SimpleQueue[Any]) -> None:
-        self._next: Lease | None = None
+        self._next: Call | Lease | None = None
         super().__init__(connector, mailbox, jobs, read_only=False)
 
     def _serve(self, job: Call | Lease) -> None:
-        if isinstance(job, Call):
+        if isinstance(job, Call) and job.work is None:
             group = self._group(job)
             connection = self._open(job)
             if connection is None:
@@ -185,13 +192,17 @@ class Writer(Worker):
                     self._jobs.put(call)
             else:
                 self._write(connection, group)
-            lease, self._next = self._next, None
+            if self._next is None:
+                return
+            job, self._next = self._next, None
+        first = job if isinstance(job, Call) else job.begin
+        connection = self._open(first)
+        if connection is None or not self._mailbox.start(first):
+            return
+        if isinstance(job, Call):
+            self._whole(connection, job)
         else:
-            lease = job
-        if lease is not None:
-            connection = self._open(lease.begin)
-            if connection is not None and self._mailbox.start(lease.begin):
-                self._transaction(connection, lease)
+            self._transaction(connection, job)
 
     def _group(self, first: Call) -> list[Call]:
         """What is queued behind the first statement, up to the next transaction."""
@@ -201,7 +212,7 @@ class Writer(Worker):
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 break
-            if isinstance(job, Call):
+            if isinstance(job, Call) and job.work is None:
                 group.append(job)
                 continue
             if job is None:
@@ -280,6 +291,25 @@ class Writer(Worker):
             if call.deadline.passed:
                 return DeadlineExceeded(f"{self._where} was locked by another process until the deadline")
         return translate(error, self._where, may_have_committed=committing)
+
+    def _whole(self, connection: sqlite3.Connection, call: Call) -> None:
+        """A transaction in one piece: BEGIN IMMEDIATE, the work, COMMIT."""
+        assert call.work is not None, "only work is a whole transaction"
+        if not self._begin(connection, [call]):
+            return
+        committing = False
+        try:
+            result = call.work(connection)
+            committing = True
+            connection.execute("COMMIT")
+        except DatalayerError as error:
+            self._mailbox.finish(call, None, error)
+        except ERRORS as error:
+            self._mailbox.finish(call, None, self._fault(error, call, committing=committing))
+        else:
+            self._mailbox.finish(call, result)
+        finally:
+            _undo(connection)
 
     # --- transactions ----------------------------------------------------------------------------------------------
 
