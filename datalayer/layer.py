@@ -74,7 +74,7 @@ class DataLayer:
         self.clock = clock
         self.options = options
         jitter = random.Random(seed)  # noqa: S311 - spreads waits, guards nothing
-        ids = IdSource(clock)
+        ids = IdSource(clock) if seed is None else IdSource(clock, jitter.getrandbits)
         self.process = process_info(ids.uuid7().hex, options.name)
         self.lease = Lease(clock)
         number = int(self.process.id[-3:], 16)

@@ -86,7 +86,7 @@ class MemoryControl:
         clock = self.server.clock
         ends = clock.monotonic() + timeout_s
         stirred = asyncio.Event()
-        self.server.waiting.add(stirred)
+        self.server.waiting[stirred] = None
         try:
             while True:
                 stirred.clear()
@@ -97,7 +97,7 @@ class MemoryControl:
                 listening_s = max(poll_s * LISTENING_POLL_FACTOR, LISTENING_POLL_S_MIN)
                 await wait_event(stirred, min(listening_s if self.server.pushes else poll_s, left))
         finally:
-            self.server.waiting.discard(stirred)
+            self.server.waiting.pop(stirred, None)
 
     async def publish(self, token: Token, routing: Routing, *, actor: str) -> Routing:
         return await self._call("publish", lambda: self.server.publish(token, routing, actor))

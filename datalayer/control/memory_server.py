@@ -60,7 +60,8 @@ class MemoryControlServer:
         self.deployment: Final = f"memory:{name}"
         self.pushes = True
         self.news = 0
-        self.waiting: Final[set[Event]] = set()
+        self.waiting: Final[dict[Event, None]] = {}
+        """Clients that wait for news, woken in this order."""
         self.routes: Final[dict[str, Routing]] = {}
         self.documents: Final[dict[tuple[str, str], dict[str, Any]]] = {}
         self.audit: Final[list[AuditRow]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.domains.registry import DOMAINS
@@ -146,8 +147,11 @@ class MemoryBackend:
             raise ProcessCrash(call.name)
         left_s = self._left_s(call)
         if injection.request_s > left_s:
-            # The caller gives up; the request is still on its way and lands late.
-            asyncio.get_running_loop().call_later(injection.request_s, self._land, Fault.LOST_REPLY, effect, partial)
+            # The caller gives up; the request is still on its way and lands late, whatever becomes of the caller:
+            # a context of its own, since a simulation freezes what runs in a dead process's.
+            loop = asyncio.get_running_loop()
+            landing = (self._land, Fault.LOST_REPLY, effect, partial)
+            loop.call_later(injection.request_s, *landing, context=Context())
             await asyncio.sleep(left_s)
             raise _lost(call, Fault.HANG)
         # Also without any delay other tasks run before and so between calls, as they would over a network.
