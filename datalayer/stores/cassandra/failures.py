@@ -67,6 +67,8 @@ def _not_begun(error: BaseException, where: str) -> DatalayerError | None:
         result = PreconditionFailed(f"{where} refuses the login", hint="check user and password of its URL")
     elif isinstance(error, NoHostAvailable):
         result = Unavailable(f"{where} does not answer: {_reasons(error)}")
+    elif isinstance(error, driver.UnresolvableContactPoints):
+        result = Unavailable(f"{where} has no address: its host names cannot be resolved")
     elif isinstance(error, driver.Unavailable):
         result = Unavailable(f"{where} has too few live replicas for LOCAL_QUORUM")
     elif isinstance(error, driver.InvalidRequest | SyntaxException | driver.ConfigurationException):
@@ -107,7 +109,7 @@ def _kind(error: BaseException) -> str:
     if isinstance(error, ConnectionException):
         return "the connection broke or cannot be had"
     if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
+        return (error.strerror or type(error).__name__).rpartition("Last error: ")[2]
     if isinstance(error, ErrorMessage):
         return str(error.summary)
     return type(error).__name__

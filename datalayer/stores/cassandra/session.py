@@ -21,7 +21,7 @@ from cassandra.cluster import NoHostAvailable, ResultSet
 from cassandra.policies import HostStateListener
 from cassandra.protocol import ErrorMessage
 
-from datalayer.errors import Closed, DeadlineExceeded, Overloaded, Unavailable
+from datalayer.errors import Closed, DeadlineExceeded, Overloaded, PreconditionFailed, Unavailable
 from datalayer.stores.cassandra import cluster as clusters
 from datalayer.stores.cassandra.failures import translate
 
@@ -68,8 +68,10 @@ class CassandraSession:
         cluster = await self._in_thread(lambda: clusters.build(self._target), write=False)
         try:
             self._session = await self._in_thread(cluster.connect, write=False)
-        except BaseException:  # also a cancelled open leaves no threads behind
+        except BaseException as error:  # also a cancelled open leaves no threads behind
             await asyncio.to_thread(cluster.shutdown)
+            if isinstance(error, Unavailable):
+                self._check_data_centre(cluster)
             raise
         self._cluster = cluster
         cluster.register_listener(_Listener(self._host_down))
@@ -80,6 +82,13 @@ class CassandraSession:
         if cluster is not None:
             await asyncio.to_thread(cluster.shutdown)
             self._hand_over()
+
+    def _check_data_centre(self, cluster: Any) -> None:
+        """The driver ignores every node outside local_dc: a misspelt one looks like an outage."""
+        known = sorted({host.datacenter for host in cluster.metadata.all_hosts() if host.datacenter})
+        if known and self._target.local_dc not in {None, *known}:
+            msg = f"{self.where} has no data centre {self._target.local_dc!r}"
+            raise PreconditionFailed(msg, hint=f"set local_dc in its URL to {' or '.join(known)}") from None
 
     @property
     def local_dc(self) -> str:
