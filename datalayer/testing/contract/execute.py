@@ -174,6 +174,7 @@ class MessageExecuteSuite:
             )
             assert {type(error) for error in errors} <= {NotFound}
             found = await store.get(*key, fixture.deadline())
+            assert found is not None
             assert found.deleted
             assert found.version == max(done.entity.version for done in results)
 

@@ -83,6 +83,7 @@ def _instant(mutation: Any, actual: Executed, before_us: int) -> int:
         return before_us
     entity = actual.entity
     if isinstance(mutation, messages.Edit):
+        assert entity.edited_at_us is not None, "an edit carries its time"
         return int(entity.edited_at_us)
     if isinstance(mutation, users.UpdateUser | users.DeleteUser):
         return int(entity.updated_at_us)

@@ -36,6 +36,7 @@ class MessageReadsSuite:
         for name, record in hostile.items():
             expected = messages.to_message(record)
             found = await store.get(expected.conversation_id, expected.id, fixture.deadline())
+            assert found is not None, name
             if record.deleted:
                 assert (found.deleted, found.version) == (True, record.version)
             else:
@@ -47,6 +48,7 @@ class MessageReadsSuite:
         await store.apply([dead])
         message = messages.to_message(dead)
         found = await store.get(message.conversation_id, message.id, fixture.deadline())
+        assert found is not None
         assert found.deleted
         assert found.version == dead.version
         assert await store.get(message.conversation_id, maker.id(), fixture.deadline()) is None
@@ -178,6 +180,7 @@ class UserReadsSuite:
         for name, record in hostile.items():
             expected = users.to_user(record)
             found = await store.get(expected.id, fixture.deadline())
+            assert found is not None, name
             if record.deleted:
                 assert (found.deleted, found.version) == (True, record.version)
             else:

@@ -54,6 +54,7 @@ class Maker:
     def __init__(self, fixture: StoreFixture | ControlFixture) -> None:
         self.random = fixture.random
         self.now_us = fixture.clock.now_us()
+        self._late_us = self.now_us
 
     def id(self, at_us: int | None = None) -> UUID:
         """A random id of a time (default: some time of the last year)."""
@@ -119,6 +120,13 @@ class Maker:
             return self.message()
         chosen = self.random.choice(("user", "claim")) if kind is None else kind
         return self.user() if chosen == "user" else self.claim()
+
+    def late(self, domain: str) -> Record:
+        """A record that comes after all others, and after every late one, in the order of keys."""
+        self._late_us += 1
+        if domain == "messages":
+            return self.message(self.id(self._late_us), self.id(self._late_us))
+        return self.user(self.id(self._late_us))
 
     def many(self, domain: str, number: int) -> list[Record]:
         """Records with different keys, a tenth of them tombstones; in a few conversations where there are any."""

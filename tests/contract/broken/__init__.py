@@ -1,0 +1,1 @@
+"""Products that break one promise each, to see that the suites notice."""

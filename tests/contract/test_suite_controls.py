@@ -1,0 +1,76 @@
+"""Each check of each suite can fail: a product that breaks one promise turns the tests named beside it red."""
+
+import inspect
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from datalayer.clock import SystemClock
+from datalayer.errors import DatalayerError
+from datalayer.stores.memory import MemoryBackend, MemoryServer
+from datalayer.testing.contract import (
+    MessageExecuteSuite,
+    MessageReadsSuite,
+    PortSuite,
+    StoreFixture,
+    UserExecuteSuite,
+    UserReadsSuite,
+)
+from tests.contract.broken.breakage import Breakage, BrokenStores
+from tests.contract.broken.execute import MUTATIONS
+from tests.contract.broken.port import PORTS
+from tests.contract.broken.reads import READS
+
+STORES = [*PORTS.all, *READS.all, *MUTATIONS.all]
+
+
+class BrokenBackend(MemoryBackend):
+    """A client whose stores are broken."""
+
+    def __init__(self, server: MemoryServer, broken: BrokenStores) -> None:
+        super().__init__(server)
+        self._broken = broken
+
+    def store(self, domain: str, attempt: int) -> Any:
+        return self._broken.opened(super().store(domain, attempt))
+
+
+@contextmanager
+def red(what: str) -> Iterator[None]:
+    """The block must fail the way a test fails; a mistake in the breakage itself is none of these."""
+    try:
+        yield
+    except (AssertionError, DatalayerError):
+        return
+    pytest.fail(f"{what} stayed green")
+
+
+def store_fixture(breakage: Breakage, test: str) -> StoreFixture:
+    server = MemoryServer("broken", SystemClock(), authority_class=breakage.authority)  # type: ignore[arg-type]
+    broken = BrokenStores(server)
+    breakage.apply(broken)
+
+    async def connect() -> MemoryBackend:
+        return BrokenBackend(server, broken)
+
+    return StoreFixture(connect, seed=zlib.crc32(test.encode()))
+
+
+@pytest.mark.parametrize("breakage", STORES, ids=str)
+async def test_a_broken_store_turns_its_tests_red(breakage: Breakage) -> None:
+    for test in breakage.red:
+        suite = breakage.suite()
+        suite.domain = breakage.domain
+        with red(f"{breakage.suite.__name__}.{test} on {breakage.name}"):
+            async with store_fixture(breakage, test) as fixture:
+                await getattr(suite, test)(fixture)
+
+
+@pytest.mark.parametrize("suite", [PortSuite, MessageReadsSuite, UserReadsSuite, MessageExecuteSuite, UserExecuteSuite])
+def test_every_test_of_a_suite_has_a_breakage(suite: type) -> None:
+    tests = {name for name, _ in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")}
+    covered = {name for breakage in STORES if issubclass(breakage.suite, suite) for name in breakage.red}
+    assert tests - covered == set()
