@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import QuarantineRow
-from datalayer.errors import MigrationError, Quarantine
-from datalayer.migrators.together import together
+from datalayer.errors import Quarantine
+from datalayer.migrators.leased import CHUNK_TTL_S, work_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PAGE_BYTES: Final = 2 << 20
 PAGE_ROWS_FIRST: Final = 100
 PAGE_ROWS_MAX: Final = 4000
-CHUNK_TTL_S: Final = 30.0
 CHECKPOINT_EVERY_S: Final = 0.5
 RANGES_PER_WORKER: Final = 8
 
@@ -93,14 +92,9 @@ class Backfill:
 
     async def run(self, workers: int) -> None:
         """Copy until every range is done. Raises what a store raises; running it again goes on."""
-        await together(*(self._work(f"{self._holder}/{number}") for number in range(workers)))
-        open_chunks = [chunk for chunk in await self._control.chunks(self.run_name) if not chunk.done]
-        if open_chunks:
-            raise MigrationError(f"{len(open_chunks)} range(s) of the backfill are still leased to another worker")
-
-    async def _work(self, holder: str) -> None:
-        while (chunk := await self._control.take_chunk(self.run_name, holder, CHUNK_TTL_S)) is not None:
-            await self._copy(chunk)
+        await work_through(
+            self._control, self._clock, self.run_name, holder=self._holder, workers=workers, work=self._copy
+        )
 
     async def _copy(self, chunk: Chunk) -> None:
         limit = self._cap.bounded(PAGE_ROWS_FIRST)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from datalayer.errors import MigrationError, NotFinished, Unavailable
 from datalayer.migrators.actions import check_ready
 from datalayer.migrators.verify import Verifier
-from datalayer.routing.flip import finish_flip
+from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.route import Phase
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def drain(work: Work) -> str:
             replayed = await replayer.step()
             done += len(replayed.records)
             work.changed.update(record.ident for record in replayed.records)
-            if not replayed.records and await replayer.backlog() == 0:
+            if replayed.empty:
                 return f"{done} replayed"
             await _check_budget(work)
             if not replayed.records:
@@ -131,12 +131,21 @@ async def open_other(work: Work) -> str:
     direction = "forward" if work.routing.phase is Phase.ARMED else "back"
     async with work.replay_lock:
         replayer = await work.replayer()
+        mine = work.hold_began is not None
         work.routing = await finish_flip(
-            work.places, work.routing, work.migration, work.token, actor=work.holder, replayer=replayer
+            work.places,
+            work.routing,
+            work.migration,
+            work.token,
+            actor=work.holder,
+            replayer=replayer,
+            known_sealed=mine,
         )
+    published_at = work.clock.monotonic()
+    await write_roles(work.places, work.routing)
     if work.hold_began is None:
         return f"finished a flip begun by another coordinator, epoch {work.routing.epoch}"
-    hold_ms = (work.clock.monotonic() - work.hold_began) * 1000
+    hold_ms = (published_at - work.hold_began) * 1000
     work.hold_began = None
     holds = await work.control.document(work.migration.id, "holds") or {"holds": []}
     entry = {
@@ -160,6 +169,9 @@ async def step_back(work: Work) -> None:
 
 
 async def _sealed(work: Work) -> bool:
+    """Whether another coordinator sealed already; within a hold of one's own every round trip counts."""
+    if work.hold_began is not None:
+        return False
     authority, _ = work.places.sides(work.routing)
     return (await authority.state()).fence == "sealed"
 

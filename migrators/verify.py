@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.domains.record import digest
 from datalayer.domains.registry import DOMAINS
 from datalayer.ids import SLOTS, slot_of
-from datalayer.migrators.backfill import CHECKPOINT_EVERY_S, CHUNK_TTL_S, bins_of, next_limit, payload_of
+from datalayer.migrators.backfill import CHECKPOINT_EVERY_S, bins_of, next_limit, payload_of
+from datalayer.migrators.leased import CHUNK_TTL_S, work_through
 from datalayer.migrators.together import together
 
 if TYPE_CHECKING:
@@ -148,9 +149,16 @@ class Verifier:
         run = f"{self._run}/{side}"
         if not await self._control.chunks(run):
             await self._control.plan_chunks(run, await port.plan_scan(workers * 4))
-        await together(*(self._fold_chunks(port, run, f"{self._holder}/{side}/{n}") for n in range(workers)))
+        chunks = await work_through(
+            self._control,
+            self._clock,
+            run,
+            holder=f"{self._holder}/{side}",
+            workers=workers,
+            work=lambda chunk: self._fold_chunk(port, chunk),
+        )
         folded = _Fold()
-        for chunk in await self._control.chunks(run):
+        for chunk in chunks:
             payload = bins_of(chunk.payload)
             folded.max_version = max(folded.max_version, payload.pop(-1, (0, 0))[1])
             for number, (count, total) in payload.items():
@@ -158,10 +166,6 @@ class Verifier:
                 folded.bins[number] = (have[0] + count, (have[1] + total) % MODULUS)
             folded.records += chunk.rows
         return folded
-
-    async def _fold_chunks(self, port: Port, run: str, holder: str) -> None:
-        while (chunk := await self._control.take_chunk(run, holder, CHUNK_TTL_S)) is not None:
-            await self._fold_chunk(port, chunk)
 
     async def _fold_chunk(self, port: Port, chunk: Chunk) -> None:
         bins = bins_of(chunk.payload)

@@ -30,11 +30,11 @@ async def drain(replayer: Replayer) -> int:
     for _ in range(DRAIN_ROUNDS):
         replayed = await replayer.step()
         done += len(replayed.records)
+        if replayed.empty:
+            return done
         if replayed.records:
             continue
         left = await replayer.backlog()
-        if left == 0:
-            return done
         if left <= replayer.quarantined:
             raise MigrationError(
                 f"{left} record(s) cannot be stored by the target and keep the journal from being empty",
@@ -51,23 +51,22 @@ async def finish_flip(
     *,
     actor: str,
     replayer: Replayer | None = None,
+    known_sealed: bool = False,
 ) -> Routing:
-    """Drain what is left, open the other side, publish it as authority. Idempotent until it has published.
+    """Drain what is left, open the other side, publish it as authority. Idempotent until it has published;
+    then ``write_roles`` is due (the next coordinator sees to it, too).
 
     Requires that the authority of ``routing`` is sealed.
     """
     sealed, other = places.sides(routing)
-    state = await sealed.state()
-    if state.fence != "sealed":
+    if not known_sealed and (await sealed.state()).fence != "sealed":
         raise MigrationError("the authority is not fenced for good: this flip cannot be finished")
     last = replayer or Replayer(places, routing, migration.id)
     await drain(last)
     if isinstance(other, IntentGuard):
         await other.set_floor(max(last.max_version, places.clock.now_us()))
     await other.open(migration.flips)
-    published = await places.control.publish(token, replace(routing, phase=AFTER_FLIP[routing.phase]), actor=actor)
-    await write_roles(places, published)
-    return published
+    return await places.control.publish(token, replace(routing, phase=AFTER_FLIP[routing.phase]), actor=actor)
 
 
 async def write_roles(places: Places, routing: Routing) -> None:

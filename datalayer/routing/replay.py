@@ -26,10 +26,10 @@ QUARANTINE_MAX: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What one round did: records brought to the mirror, and whether more may be waiting."""
+    """What one round did: the records brought to the mirror, and whether the journal was found empty."""
 
     records: tuple[Record, ...]
-    more: bool
+    empty: bool
 
 
 class Replayer:
@@ -58,7 +58,7 @@ class Replayer:
         found = await self._journal.pending(limit + len(self._quarantined), part=self._part)
         records = [r for r in found if self._quarantined.get(r.ident) != r.version]
         if not records:
-            return Replayed((), more=False)
+            return Replayed((), empty=not found)
         if self._authority is not None:
             await self._authority.apply(records)
         refused: dict[Key, str] = {}
@@ -70,7 +70,7 @@ class Replayer:
         await self._journal.settle(applied)
         await self._note_quarantine(records, refused)
         self.max_version = max([self.max_version, *(r.version for r in applied if not r.deleted)])
-        return Replayed(tuple(applied), more=len(found) >= limit)
+        return Replayed(tuple(applied), empty=False)
 
     async def _note_quarantine(self, records: list[Record], refused: dict[Key, str]) -> None:
         mended = [r.ident for r in records if r.ident in self._quarantined and r.ident not in refused]

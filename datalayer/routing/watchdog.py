@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import LEASE_RENEW_S
 from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch
-from datalayer.routing.flip import finish_flip
+from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.replay import Replayer
 from datalayer.routing.route import LEASE_BINDS
 from datalayer.stores.base import Token
@@ -267,7 +267,10 @@ class Watchdog:
             if (await authority.state()).fence == "sealed":
                 for place in (migration.source, migration.target):
                     await self._places.backend(place).raise_token(token)
-                await finish_flip(self._places, routing, migration, token, actor=self._process.id, replayer=replayer)
+                published = await finish_flip(
+                    self._places, routing, migration, token, actor=self._process.id, replayer=replayer
+                )
+                await write_roles(self._places, published)
                 return
         until = self._clock.monotonic() + ASSIST_SLICE_S
         while self._clock.monotonic() < until and (await replayer.step()).records:

@@ -16,7 +16,7 @@ from datalayer.clock import SystemClock
 from datalayer.errors import DatalayerError, NotFound
 from datalayer.layer import DataLayer, LayerOptions, make_backends, open_control_store
 from datalayer.migrators.coordinator import Coordinator
-from datalayer.migrators.options import MigrateOptions, Silent
+from datalayer.migrators.options import MigrateOptions, Reporter, Silent
 from datalayer.routing.places import Places
 from datalayer.settings import Settings, parse_settings
 
@@ -159,7 +159,9 @@ async def traffic(
 
 
 @asynccontextmanager
-async def coordinator_of(settings: Settings, domain: str = "messages", **options: object) -> AsyncIterator[Coordinator]:
+async def coordinator_of(
+    settings: Settings, domain: str = "messages", reporter: Reporter | None = None, **options: object
+) -> AsyncIterator[Coordinator]:
     """A coordinator over its own connections, as the command line makes one."""
     clock = SystemClock()
     control = await open_control_store(settings, clock)
@@ -167,7 +169,7 @@ async def coordinator_of(settings: Settings, domain: str = "messages", **options
     try:
         places = Places(backends, control, clock)
         chosen = MigrateOptions(yes=True, **options)  # type: ignore[arg-type]
-        yield Coordinator(places, domain, holder="test", options=chosen, reporter=Silent())
+        yield Coordinator(places, domain, holder="test", options=chosen, reporter=reporter or Silent())
     finally:
         for backend in backends.values():
             await backend.close()
@@ -196,9 +198,11 @@ async def preload(settings: Settings, rows: int) -> None:
             )
 
 
-async def life_cycle(settings: Settings, target: str, live: Live | None, settle: Sequence[float] = (0.3,)) -> list[float]:
+async def life_cycle(
+    settings: Settings, target: str, live: Live | None, settle: Sequence[float] = (0.3,), reporter: Reporter | None = None
+) -> list[float]:
     """Over, back, over again, complete - with traffic in between; the holds in ms."""
-    async with coordinator_of(settings) as coordinator:
+    async with coordinator_of(settings, reporter=reporter) as coordinator:
         await coordinator.migrate(target)
         await _let_run(live, settle)
         await coordinator.rollback()
