@@ -31,7 +31,7 @@ _UPGRADE: Final = "run `datalayer schema upgrade`"
 class CassandraBackend:
     """A keyspace of a Cassandra or ScyllaDB cluster."""
 
-    product: Final = "cassandra"
+    product: str = "cassandra"
     authority_class: AuthorityClass = "last_writer"
 
     def __init__(self, name: str, url: BackendUrl, *, in_flight_max: int, clock: Clock) -> None:
