@@ -150,8 +150,9 @@ class MemoryBackend:
             # The caller gives up; the request is still on its way and lands late, whatever becomes of the caller:
             # a context of its own, since a simulation freezes what runs in a dead process's.
             loop = asyncio.get_running_loop()
-            landing = (self._land, Fault.LOST_REPLY, effect, partial)
-            loop.call_later(injection.request_s, *landing, context=Context())
+            loop.call_later(
+                injection.request_s, lambda: self._land(Fault.LOST_REPLY, effect, partial), context=Context()
+            )
             await asyncio.sleep(left_s)
             raise _lost(call, Fault.HANG)
         # Also without any delay other tasks run before and so between calls, as they would over a network.
