@@ -6,6 +6,7 @@ values are converted by the product's ``RowCodec``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from datalayer.stores.sql.database import Dialect
 
+_VALUES: Final = re.compile(r"IN \(VALUES ((?:\([?, ]+\)(?:, )?)+)\)")
 FETCH_CHUNK: Final = 256
 """Most keys of one look-up."""
 
@@ -65,7 +67,8 @@ def expanded(dialect: Dialect, core: Executable | ClauseElement, name: str, item
     assert isinstance(core, ClauseElement)
     compiled = core.compile(dialect=_core(dialect))
     state = compiled.construct_expanded_state({name: [item] * size})  # type: ignore[attr-defined]
-    return str(state.statement)
+    # SQLite takes an index for (a, b) IN (SELECT ..), but scans the whole table for (a, b) IN (VALUES ..).
+    return _VALUES.sub(r"IN (SELECT * FROM (VALUES \1))", str(state.statement))
 
 
 class LookUp:
