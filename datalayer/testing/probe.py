@@ -57,15 +57,15 @@ async def read_everything(messages: Messages, directory: Path, *, name: str = FI
 
 
 async def _read_room(messages: Messages, ledger: Ledger, room: bytes, ids: list[bytes]) -> int:
-    conversation, found = UUID(bytes=room), 0
+    conversation, shown = UUID(bytes=room), set[bytes]()
     async for items in walk(messages, ledger, conversation, limit=PAGE, pages=PAGES_MAX):
-        found += len(items)
+        shown.update(message.id.bytes for message in items)
     for at in range(0, len(ids), PAGE):
         part = ids[at : at + PAGE]
         ticket = ledger.look(Op.GET, room + part[0])
         stored = await messages.get_many(conversation, [UUID(bytes=id_) for id_ in part])
         ledger.saw_many(ticket, [room + id_ for id_ in part], [seen(message) for message in stored.values()])
-    return found
+    return len(shown)
 
 
 async def record_baseline(messages: Messages, ledger: Ledger, conversations: list[UUID]) -> int:
