@@ -135,10 +135,18 @@ class SqlUsers(SqlStore):
                 params_taken = (kind, value, key[:16], self._uuid(owner), now, False, now)
                 rows = await tx.run(self._sql.take, params_taken)
                 if not rows:
-                    raise taken(key)
+                    raise taken(await self._first_taken(tx, owner, take) or key)
             if rows:
                 records.append(claim_record(key, owner, rows[0][0], deleted=key in release))
         return records
+
+    async def _first_taken(self, tx: SqlTransaction, owner: UUID, take: Sequence[bytes]) -> bytes | None:
+        """The claim that decide() would name: the first in the order of the fields, not of the keys."""
+        for key in take:
+            rows = await tx.run(self._sql.claim_owner, claim_of(key))
+            if rows and self.product.codec.uuid_bytes(rows[0][0]) != owner.bytes:
+                return key
+        return None
 
     async def _locked(self, tx: SqlTransaction, user_id: UUID) -> User | None:
         rows: list[Row] = await tx.run(self._sql.lock, (self._uuid(user_id),))

@@ -36,11 +36,14 @@ class State(IntEnum):
 
 
 class Call:
-    """One piece of work for a database thread."""
+    """One piece of work for a database thread. DeadlineExceeded when no time is left for it."""
 
-    __slots__ = ("abandoned", "connection", "deadline", "future", "late", "params", "sql", "state", "work")
+    __slots__ = ("abandoned", "budget_s", "connection", "deadline", "future", "late", "params", "sql", "state", "work")
 
     def __init__(self, future: asyncio.Future[Any], deadline: Deadline) -> None:
+        self.budget_s = deadline.remaining()
+        if self.budget_s <= 0:
+            raise DeadlineExceeded
         self.future = future
         self.deadline = deadline
         self.sql = ""
@@ -105,8 +108,7 @@ class Mailbox:
 
     async def outcome(self, call: Call) -> Any:
         """Wait for a call up to its deadline. A cancelled caller leaves when the call has ended or never started."""
-        remaining = call.deadline.remaining()
-        timer = self.loop.call_later(max(0, remaining), self._expire, call, remaining)
+        timer = self.loop.call_later(call.budget_s, self._expire, call)
         try:
             return await call.future
         except asyncio.CancelledError:
@@ -115,12 +117,12 @@ class Mailbox:
         finally:
             timer.cancel()
 
-    def _expire(self, call: Call, budget_s: float) -> None:
+    def _expire(self, call: Call) -> None:
         with self.lock:
             if call.state is State.OVER:
                 return  # its result is on the way
             if call.state is State.RUNNING and call.connection is None:
-                grace = max(GRACE_S_MIN, GRACE * budget_s)
+                grace = max(GRACE_S_MIN, GRACE * call.budget_s)
                 self.loop.call_later(grace, self._unknown, call)
                 return
             if call.connection is not None:

@@ -182,7 +182,7 @@ class SqliteTransaction:
             await self._mailbox.outcome(begin)
         except asyncio.CancelledError:
             # It may have begun while its caller was cancelled.
-            self._lease.put(self._call(), Step.ROLLBACK)
+            self._lease.put(self._last_call(), Step.ROLLBACK)
             raise
         return self
 
@@ -195,8 +195,7 @@ class SqliteTransaction:
             await self._send(commit, Step.COMMIT)
             return
         assert self._lease is not None, "a transaction is entered before it is left"
-        # The deadline may be over, which is why it is rolled back; the thread does it anyway.
-        call = Call(self._mailbox.loop.create_future(), Deadline(self._clock, ROLLBACK_S))
+        call = self._last_call()
         if self._lease.put(call, Step.ROLLBACK):
             with contextlib.suppress(DatalayerError):  # the error that leaves the block says more
                 await self._mailbox.outcome(call)
@@ -214,6 +213,10 @@ class SqliteTransaction:
 
     def _call(self) -> Call:
         return Call(self._mailbox.loop.create_future(), self._deadline)
+
+    def _last_call(self) -> Call:
+        # The deadline may be over, which is why it is rolled back.
+        return Call(self._mailbox.loop.create_future(), Deadline(self._clock, ROLLBACK_S))
 
     async def _send(self, call: Call, step: Step | None = None) -> Any:
         assert self._lease is not None, "a transaction is entered before it is used"

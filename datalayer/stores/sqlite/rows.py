@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
-from uuid import UUID
 
 from datalayer.domains.record import Record, parse_json
 from datalayer.domains.users import CLAIM_FIELDS, claim_of
-from datalayer.types import Message, User
+from datalayer.stores.sql.build import message_of, uuid_of
+from datalayer.types import User
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from datalayer.stores.sql.database import Row
+    from datalayer.types import Message
 
 _INT64: Final = 1 << 63
 _MESSAGE_KEY: Final = 32
@@ -34,13 +37,13 @@ class SqliteRows:
 
     def message(self, row: Row) -> Message:
         conversation, ident, sender, body, kind, thread, attachments, edited, deleted, version, attributes = row
-        return Message(
-            UUID(bytes=ident),
-            UUID(bytes=conversation),
-            UUID(bytes=sender),
+        return message_of(
+            uuid_of(ident),
+            uuid_of(conversation),
+            uuid_of(sender),
             body,
             kind,
-            None if thread is None else UUID(bytes=thread),
+            None if thread is None else uuid_of(thread),
             _uuids(attachments) if attachments else (),
             edited,
             deleted == 1,
@@ -64,7 +67,7 @@ class SqliteRows:
     def user(self, row: Row) -> User:
         ident, username, email, display_name, status, updated_at, deleted, version, attributes = row
         return User(
-            UUID(bytes=ident),
+            uuid_of(ident),
             username,
             email,
             display_name,
@@ -102,7 +105,7 @@ class SqliteRows:
 
 
 def _uuids(value: bytes) -> tuple[UUID, ...]:
-    return tuple([UUID(bytes=value[at : at + 16]) for at in range(0, len(value), 16)])
+    return tuple([uuid_of(value[at : at + 16]) for at in range(0, len(value), 16)])
 
 
 def _check(fits: bool, otherwise: str) -> None:  # noqa: FBT001 - a condition, as of assert

@@ -84,7 +84,7 @@ def fenced_now(domain: str, attempt: int) -> str:
 def fence_triggers(domain: str, place: int, attempt: int) -> list[str]:
     """The fence of a place."""
     refuse = f"BEGIN SELECT RAISE(ABORT, '{FENCED}'); END"
-    when = f"WHEN {fenced_now(domain, attempt)} AND NOT {_passing(domain, attempt)}"
+    when = f"WHEN NOT {_passing(domain, attempt)} AND {fenced_now(domain, attempt)}"
     return [
         f"CREATE TRIGGER {prefix(domain, attempt)}fence_{shape.kind}_{event.lower()} "
         f"BEFORE {event} ON {shape.table} {when} {refuse}"
