@@ -34,6 +34,11 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "demo": Entry("datalayer.cli.demo:demo", "Move messages under a live workload, and prove nothing was lost."),
         "init": Entry("datalayer.cli.config:init", "Write a commented, valid datalayer.toml."),
         "config": Entry("datalayer.cli.config:config", "Show or check the configuration."),
+        "migrate": Entry("datalayer.cli.migrate:migrate", "Move a domain to another backend, online."),
+        "migrations": Entry("datalayer.cli.migrations:migrations", "Watch and steer migrations."),
+        "routes": Entry("datalayer.cli.routes:routes", "Show which backend serves each domain."),
+        "schema": Entry("datalayer.cli.schema:schema", "Look at schemas, or bring them up to date."),
+        "doctor": Entry("datalayer.cli.doctor:doctor", "Check packages, control store, backends and routes."),
     }
 )
 
@@ -105,7 +110,12 @@ def _failed(console: Console, code: ExitCode, message: str, *, kind: str, error:
     if error is not None:
         told = {"type": kind, "message": error.message, "hint": error.hint, "retryable": error.retryable}
         told["outcome"] = str(error.outcome)
-    console.event({"error": told, "exit": int(code), "next_steps": []})
+    # The same command again helps where work was begun, not where a precondition or an argument refused it.
+    way_on = [] if code in (ExitCode.USAGE, ExitCode.PRECONDITION) else console.way_on
+    console.event({"error": told, "exit": int(code), "next_steps": way_on})
+    if not console.as_json:
+        for step in way_on:
+            console.say(f"next: {step}")
     return code
 
 

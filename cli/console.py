@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -34,6 +34,8 @@ class Console:
 
     config: Path | None = None
     as_json: bool = False
+    way_on: list[str] = field(default_factory=list)
+    """The commands to name when this one ends with an error: how to go on."""
 
     def settings(self) -> Settings:
         """The settings in force for this command."""
@@ -72,6 +74,20 @@ class Console:
     def terminal(self) -> bool:
         """Whether a person watches stderr: progress bars are drawn, questions asked."""
         return sys.stderr.isatty()
+
+    @property
+    def asks(self) -> bool:
+        """Whether a person can be asked."""
+        return self.terminal and sys.stdin.isatty()
+
+    def confirmed(self, question: str, *, word: str | None = None) -> bool:
+        """Ask on the terminal: yes or no, or for ``word`` to be typed; False where nobody can answer."""
+        if not self.asks:
+            return False
+        if word is None:
+            return click.confirm(question, err=True)
+        typed = click.prompt(f"{question} Type {word} to go on", default="", show_default=False, err=True)
+        return str(typed).strip() == word
 
 
 def console_of(context: click.Context) -> Console:

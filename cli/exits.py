@@ -20,6 +20,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class Stopped(errors.NotFinished):
+    """Stopped as asked, at a safe point; the same command goes on."""
+
+
 # The first class that fits decides, so the special stands before the general.
 _CODES: Final[tuple[tuple[type[errors.DatalayerError], ExitCode], ...]] = (
     (errors.MissingDependencyError, ExitCode.PRECONDITION),
@@ -27,6 +31,7 @@ _CODES: Final[tuple[tuple[type[errors.DatalayerError], ExitCode], ...]] = (
     (errors.InvalidArgument, ExitCode.USAGE),
     (errors.PreconditionFailed, ExitCode.PRECONDITION),
     (errors.VerificationFailed, ExitCode.DIFFERENCES),
+    (Stopped, ExitCode.INTERRUPTED),
     (errors.NotFinished, ExitCode.NOT_FINISHED),
     (errors.LostLease, ExitCode.NOT_FINISHED),
     (errors.DatalayerError, ExitCode.FAILED),

@@ -142,11 +142,13 @@ class Coordinator:
 
         return await self._on_live(mend)
 
-    async def purge(self) -> Migration:
-        """Drop the retired data of the newest completed migration that has not been purged."""
+    async def purge(self, migration_id: str | None = None) -> Migration:
+        """Drop the retired data of a completed migration (default: the newest that has not been purged)."""
         async with self._leased() as value:
             found = await self._control.migrations(self._domain)
             done = [m for m in found if "completed" in m.milestones and "purged" not in m.milestones]
+            if migration_id is not None:
+                done = [m for m in done if m.id == migration_id]
             if not done:
                 raise PreconditionFailed(f"no completed migration of {self._domain} has retired data")
             async with self._working(done[0], value) as work:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Backend, Executed, Guard
 
 Side = Literal["source", "target"]
-_SELF_CREATING = frozenset({"memory", "sqlite"})
+SELF_CREATING = frozenset({"memory", "sqlite"})
+"""Products whose schema is made when they are first used; elsewhere an operator upgrades it."""
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ class Places:
         async with self._opening:
             if place.backend not in self._opened:
                 await backend.open()
-                await backend.ensure_schema(create=backend.product in _SELF_CREATING)
+                await backend.ensure_schema(create=backend.product in SELF_CREATING)
                 self._opened.add(place.backend)
         return backend
 

@@ -1,0 +1,46 @@
+"""datalayer routes: which backend serves a domain now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datalayer.cli.console import Console, command
+from datalayer.cli.running import with_places
+from datalayer.cli.texts import table
+from datalayer.layer import MOVABLE
+from datalayer.routing.places import Places
+from datalayer.routing.route import Routing
+from datalayer.settings import Settings
+
+_HEAD = ("domain", "backend", "phase", "epoch", "table", "mirror")
+
+
+@command()
+def routes(console: Console) -> None:
+    """Show which backend serves each domain, as the control store says."""
+    settings = console.settings()
+
+    async def look(places: Places) -> dict[str, Routing]:
+        _, routings = await places.control.routings()
+        return routings
+
+    routings = with_places(console, look)
+    listed = [_described(domain, routings.get(domain), settings) for domain in MOVABLE]
+    rows = [[item[name] or "-" for name in _HEAD] for item in listed]
+    console.result({"routes": listed}, table(rows, _HEAD))
+
+
+def _described(domain: str, routing: Routing | None, settings: Settings) -> dict[str, Any]:
+    if routing is None:
+        first = settings.backend_of(domain).name
+        return dict(zip(_HEAD, (domain, first, "not placed yet", 0, None, None), strict=True))
+    authority, mirror = routing.authority, routing.mirror
+    values = (
+        domain,
+        authority.backend,
+        str(routing.phase),
+        routing.epoch,
+        authority.relation(domain),
+        None if mirror is None else mirror.backend,
+    )
+    return dict(zip(_HEAD, values, strict=True))

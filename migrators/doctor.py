@@ -1,0 +1,175 @@
+"""Looks at everything an installation stands on, and changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from datalayer.clock import Deadline
+from datalayer.control.connect import open_control
+from datalayer.errors import DatalayerError, SchemaBehind
+from datalayer.layer import MOVABLE, close_stores, make_backends
+from datalayer.routing.places import SELF_CREATING
+from datalayer.stores.registry import DISTRIBUTION
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from datalayer.clock import Clock
+    from datalayer.control.base import Control
+    from datalayer.routing.route import Routing
+    from datalayer.settings import BackendUrl, Settings
+    from datalayer.stores.base import Backend
+
+IMPORT_NAME: Final = "datalayer"
+PINGS: Final = 5
+PING_S: Final = 5.0
+SILENT_S: Final = 60.0
+SLOW_CONTROL_MS: Final = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. ``way_out`` says what to do where it is not ``ok``."""
+
+    check: str
+    ok: bool
+    detail: str
+    way_out: str = ""
+
+
+async def diagnose(settings: Settings, clock: Clock) -> list[Finding]:
+    """Everything found: packages, control store, backends, routes, the fleet.
+
+    Raises ConfigurationError and MissingDependencyError; whatever else is wrong is a finding.
+    """
+    findings = foreign_packages(importlib.metadata.packages_distributions())
+    backends = make_backends(settings, clock)
+    control = open_control(settings.control, clock)
+    try:
+        routings: Mapping[str, Routing] = {}
+        if _absent(settings.control):
+            findings.append(Finding("control store", True, "not there yet: it is made when an application opens"))
+        else:
+            found, routings = await _control(control, clock)
+            findings += found
+        for name, backend in sorted(backends.items()):
+            findings += await _backend(settings, backend, name, clock)
+        findings += _routes(settings, routings)
+        findings += await _meta(control, backends, routings)
+    finally:
+        await close_stores(control, backends)
+    return findings
+
+
+def foreign_packages(distributions: Mapping[str, Iterable[str]]) -> list[Finding]:
+    """Whether another project's package of the same import name is installed too."""
+    foreign = sorted({name for name in distributions.get(IMPORT_NAME, ()) if _normal(name) != DISTRIBUTION})
+    if not foreign:
+        return [Finding("packages", True, f"{IMPORT_NAME} is {DISTRIBUTION}")]
+    names = ", ".join(foreign)
+    way_out = f"pip uninstall {' '.join(foreign)}; then pip install --force-reinstall {DISTRIBUTION}"
+    return [Finding("packages", False, f"another project is installed as {IMPORT_NAME}: {names}", way_out)]
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _absent(url: BackendUrl) -> bool:
+    path: Path | None = url.path if url.scheme == "sqlite" else None
+    return path is not None and not path.exists()
+
+
+async def _control(control: Control, clock: Clock) -> tuple[list[Finding], Mapping[str, Routing]]:
+    try:
+        await control.open(create=False)
+        routings: Mapping[str, Routing] = {}
+        times = []
+        for _ in range(PINGS):
+            began = clock.monotonic()
+            _, routings = await control.routings()
+            times.append((clock.monotonic() - began) * 1000)
+        processes = await control.processes()
+        live = [m for m in await control.migrations() if not m.finished]
+    except DatalayerError as error:
+        return [Finding("control store", False, error.message, error.hint or "bring it back")], {}
+    median = sorted(times)[PINGS // 2]
+    slow = median > SLOW_CONTROL_MS
+    way_out = "armed phases and writes at a last-writer authority wait for it: put it nearer" if slow else ""
+    findings = [Finding("control store", not slow, f"answers in {median:.1f} ms", way_out)]
+    silent = [p for p in processes if p.seen_ago_s > SILENT_S]
+    detail = f"{len(processes)} process(es) open"
+    if silent:
+        names = ", ".join(f"{p.name} {p.host}:{p.pid}" for p in silent[:5])
+        detail = f"{len(silent)} process(es) have not been heard of for {SILENT_S:.0f} s: {names}"
+    findings.append(Finding("fleet", not silent, detail, "end them, or name them with --assume-dead" if silent else ""))
+    findings += [Finding("migration", True, f"{m.id} is in phase {m.phase}: datalayer migrations why") for m in live]
+    return findings, routings
+
+
+async def _backend(settings: Settings, backend: Backend, name: str, clock: Clock) -> list[Finding]:
+    what = f"backend {name}"
+    url = settings.backends[name].url
+    if url is not None and _absent(url):
+        return [Finding(what, True, f"{url.path} is not there yet: it is made when it is first used")]
+    try:
+        await backend.open()
+        began = clock.monotonic()
+        await backend.ping(Deadline(clock, PING_S))
+        took_ms = (clock.monotonic() - began) * 1000
+    except DatalayerError as error:
+        return [Finding(what, False, error.message, error.hint or "bring it back, or mend its url")]
+    try:
+        await backend.ensure_schema(create=False)
+    except SchemaBehind as error:
+        if backend.product in SELF_CREATING:
+            return [Finding(what, True, f"{backend.product} answers; its tables are made when it is first used")]
+        return [Finding(what, False, error.message, error.hint or f"datalayer schema upgrade {name}")]
+    except DatalayerError as error:
+        return [Finding(what, False, error.message, error.hint or f"datalayer schema upgrade {name}")]
+    return [Finding(what, True, f"{backend.product} answers in {took_ms:.1f} ms, schema ready")]
+
+
+def _routes(settings: Settings, routings: Mapping[str, Routing]) -> list[Finding]:
+    findings = []
+    for domain in MOVABLE:
+        routing = routings.get(domain)
+        if routing is None:
+            first = settings.backend_of(domain).name
+            findings.append(Finding(f"route {domain}", True, f"not placed yet; {first} will be its first place"))
+            continue
+        name = routing.authority.backend
+        if name not in settings.backends:
+            detail = f"it is routed to backend {name!r}, which is not configured here"
+            findings.append(Finding(f"route {domain}", False, detail, f"add [backends.{name}] to the configuration"))
+        else:
+            findings.append(Finding(f"route {domain}", True, f"{name}, phase {routing.phase}, epoch {routing.epoch}"))
+    return findings
+
+
+async def _meta(control: Control, backends: Mapping[str, Backend], routings: Mapping[str, Routing]) -> list[Finding]:
+    """Whether backends say of themselves what the control store says of them."""
+    findings = []
+    for domain, routing in routings.items():
+        place = routing.authority
+        if place.backend not in backends:
+            continue
+        try:
+            row = (await backends[place.backend].read_meta()).get((domain, place.attempt))
+            deployment = await control.deployment()
+        except DatalayerError:
+            continue  # told of that backend already
+        what = f"route {domain}"
+        if row is None:
+            findings.append(Finding(what, False, f"{place.backend} holds no {domain} of attempt {place.attempt}"))
+        elif row.deployment != deployment:
+            detail = f"{place.backend} belongs to deployment {row.deployment}, the control store to {deployment}"
+            findings.append(Finding(what, False, detail, "point [control] at that deployment's control store"))
+        elif row.role == "retired" or row.epoch > routing.epoch:
+            detail = f"{place.backend} says {row.role} at epoch {row.epoch}, the control store is at {routing.epoch}"
+            way_out = "the control store was restored from an old copy: see the runbook"
+            findings.append(Finding(what, False, detail, way_out))
+    return findings
