@@ -29,9 +29,9 @@ class _Memory:
 
 class _Sqlite:
     @pytest.fixture
-    async def fixture(self, seed: int, tmp_path: Path) -> AsyncIterator[ControlFixture]:
+    async def fixture(self, seed: int, memory_path: Path) -> AsyncIterator[ControlFixture]:
         async def connect() -> Control:
-            control = SqlControl(SqliteDatabase(tmp_path / "control.db", SystemClock()), SystemClock())
+            control = SqlControl(SqliteDatabase(memory_path / "control.db", SystemClock()), SystemClock())
             await control.open(create=True)
             return control
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
 from datalayer.testing.contract.fixture import StoreFixture, refused
-from datalayer.testing.contract.guard import ATTEMPT, LOCK_S, LONG_S, GuardSuite, dirty_records
+from datalayer.testing.contract.guard import LOCK_S, LONG_S, GuardSuite, dirty_records
 from datalayer.testing.contract.port import by_key, fetched, seen
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class ForeignWriterSuite(GuardSuite):
         assert (await store.fetch([record.ident]))[record.ident].version >= record.version
         await _foreign(fixture).delete(store, record.ident)
         assert await store.fetch([record.ident]) == {}
-        assert not (await store.guard(ATTEMPT).state()).installed
+        assert not (await guard.state()).installed
 
 
 def _foreign(fixture: StoreFixture) -> Foreign:

@@ -20,14 +20,8 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Guard
     from datalayer.types import Message, User
 
-ATTEMPT = 7
 LOCK_S = 5.0
 LONG_S = 120.0
-
-
-def token_of(domain: str, value: int = 1, attempt: int = ATTEMPT) -> Token:
-    """A coordinator's token."""
-    return Token(f"m{attempt}", domain, attempt, value)
 
 
 async def dirty_records(guard: Guard) -> dict[Key, Record]:
@@ -42,13 +36,19 @@ class GuardSuite:
 
     async def _guarded(self, fixture: StoreFixture, *, sealed: bool = False) -> tuple[Any, Guard, Maker]:
         store = await fixture.fresh(self.domain)
-        # Nothing in a database may have seen a higher token than this place's first coordinator has.
-        guard = store.guard(ATTEMPT)
+        guard = self._guard(fixture, store)
         await guard.install(self._token(fixture, store), sealed=sealed)
         return store, guard, Maker(fixture)
 
+    def _guard(self, fixture: StoreFixture, store: Any) -> Guard:
+        """The guard of the migration that has the place's own number."""
+        guard: Guard = store.guard(fixture.attempt_of(store))
+        return guard
+
     def _token(self, fixture: StoreFixture, store: Any, step: int = 0) -> Token:
-        return token_of(self.domain, fixture.attempt_of(store) * 100 + step)
+        # Rising from place to place: a database that has seen a higher one refuses it.
+        attempt = fixture.attempt_of(store)
+        return Token(f"m{attempt}", self.domain, attempt, attempt * 100 + step)
 
     def _new(self, maker: Maker) -> Any:
         if self.domain == "messages":
@@ -68,7 +68,7 @@ class GuardSuite:
     # journal
     async def test_journal_sees_every_later_write_and_none_before(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.fresh(self.domain), Maker(fixture)
-        guard = store.guard(ATTEMPT)
+        guard = self._guard(fixture, store)
         early = await store.execute(self._new(maker), fixture.deadline())
         await guard.install(self._token(fixture, store), sealed=False)
         assert await guard.journal.backlog() == 0
@@ -99,7 +99,7 @@ class GuardSuite:
     async def test_install_under_writers_misses_no_write_that_began_later(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.fresh(self.domain), Maker(fixture)
         peer = await fixture.peer(store)
-        guard = store.guard(ATTEMPT)
+        guard = self._guard(fixture, store)
         installed, stop = asyncio.Event(), asyncio.Event()
         later: list[Record] = []
 
@@ -191,7 +191,7 @@ class GuardSuite:
         store, guard, maker = await self._guarded(fixture)
         routing = maker.of(self.domain).routing
         await guard.remove(self._token(fixture, store), keep_fence=False)
-        for journal in (guard.journal, store.guard(ATTEMPT + 1).journal):
+        for journal in (guard.journal, store.guard(next(fixture.attempts)).journal):
             await refused(StaleRoute, journal.dirty([routing]))
             await refused(StaleRoute, journal.dirty([routing], [maker.of(self.domain).ident]))
             await refused(StaleRoute, journal.pending(10))
@@ -214,7 +214,7 @@ class GuardSuite:
         peer = await fixture.peer(store)
         done = await peer.execute(self._new(maker), fixture.deadline())
         assert await dirty_records(guard) == by_key(done.records)
-        await peer.guard(ATTEMPT).journal.settle(done.records)
+        await self._guard(fixture, peer).journal.settle(done.records)
         assert await guard.journal.backlog() == 0
 
     # the replayer's apply
@@ -249,7 +249,7 @@ class GuardSuite:
         record = maker.of(self.domain)
         await guard.remove(self._token(fixture, store), keep_fence=False)
         await refused(StaleRoute, guard.apply([record]))
-        await refused(StaleRoute, store.guard(ATTEMPT + 1).apply([record]))
+        await refused(StaleRoute, store.guard(next(fixture.attempts)).apply([record]))
         assert await store.fetch([record.ident]) == {}
 
     async def test_writes_meet_what_the_replayer_applied(self, fixture: StoreFixture) -> None:
@@ -353,7 +353,7 @@ class GuardSuite:
         assert (state.installed, state.fence) == (True, "sealed")
         await refused(Fenced, store.execute(self._new(maker), fixture.deadline()))
         await guard.open(1)
-        await (await fixture.peer(store)).guard(ATTEMPT).open(1)
+        await self._guard(fixture, await fixture.peer(store)).open(1)
         done = await store.execute(self._new(maker), fixture.deadline())
         assert await dirty_records(guard) == by_key(done.records)
         assert (await guard.state()).fence == "open"

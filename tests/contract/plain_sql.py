@@ -1,0 +1,69 @@
+"""The statements of a program that knows the tables and nothing of the library."""
+
+from typing import Any
+from uuid import UUID
+
+from datalayer.domains.messages import to_message
+from datalayer.domains.record import Key, Record
+from datalayer.domains.users import claim_of, to_user
+
+Statement = tuple[str, list[Any]]
+
+
+def table(kind: str, attempt: int) -> str:
+    base = {"message": "messages", "user": "users", "claim": "claims"}[kind]
+    return base if attempt == 0 else f"{base}_{attempt}"
+
+
+def upsert(record: Record, attempt: int, mark: str, *, binary_ids: bool = True) -> Statement:
+    """Insert the row, or update its fields; ``mark`` is the driver's parameter style."""
+    values = _values(record, binary_ids=binary_ids)
+    keys = _key_columns(record.ident, binary_ids=binary_ids)
+    columns = [*keys, *values]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in values if name != "version")
+    statement = (
+        f"INSERT INTO {table(record.kind, attempt)} ({', '.join(columns)}) VALUES ({', '.join([mark] * len(columns))}) "
+        f"ON CONFLICT ({', '.join(name for name in keys if name != 'routing')}) DO UPDATE SET {changes}"
+    )
+    return statement, [*keys.values(), *values.values()]
+
+
+def deletion(key: Key, attempt: int, mark: str, *, binary_ids: bool = True) -> Statement:
+    """Remove the row."""
+    keys = _key_columns(key, binary_ids=binary_ids)
+    keys.pop("routing", None)
+    where = " AND ".join(f"{name} = {mark}" for name in keys)
+    return f"DELETE FROM {table(key[0], attempt)} WHERE {where}", list(keys.values())
+
+
+def _key_columns(key: Key, *, binary_ids: bool) -> dict[str, Any]:
+    kind, value = key
+    if kind == "message":
+        return {"conversation_id": _id(value[:16], binary_ids), "id": _id(value[16:], binary_ids)}
+    if kind == "user":
+        return {"id": _id(value, binary_ids)}
+    field, claimed = claim_of(value)
+    return {"kind": field, "value": claimed, "routing": value[:16]}
+
+
+def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
+    deleted: Any = int(record.deleted) if binary_ids else record.deleted
+    rest = {"version": record.version, "deleted": deleted}
+    if record.kind == "claim":
+        return {"owner": _id(record.fields[0], binary_ids), **rest}
+    names: tuple[str, ...] = ("sender_id", "body", "kind", "thread_id", "attachments", "edited_at", "attributes")
+    if record.kind == "user":
+        names = ("username", "email", "display_name", "status", "updated_at", "attributes")
+        assert to_user(record).id.bytes == record.key
+    values: dict[str, Any] = dict(zip(names, record.fields, strict=True)) | rest
+    if record.kind == "message":
+        message = to_message(record)
+        values["sender_id"] = _id(record.fields[0], binary_ids)
+        values["thread_id"] = _id(record.fields[3], binary_ids)
+        if not binary_ids:
+            values["attachments"] = list(message.attachments)
+    return values
+
+
+def _id(value: Any, binary: bool) -> Any:
+    return value if binary or value is None else UUID(bytes=value)

@@ -1,0 +1,129 @@
+"""Every suite on a real Postgres; the foreign program is a plain psycopg connection."""
+
+import itertools
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from datalayer.clock import SystemClock
+from datalayer.control.base import Control
+from datalayer.control.connect import open_control
+from datalayer.domains.record import Key, Record
+from datalayer.settings import BackendUrl
+from datalayer.stores.base import Backend
+from datalayer.stores.postgres.backend import create_backend
+from datalayer.testing.contract import (
+    ControlFixture,
+    ControlSuite,
+    ForeignWriterSuite,
+    IntentLogSuite,
+    MessageExecuteSuite,
+    MessageReadsSuite,
+    PortSuite,
+    StoreFixture,
+    UserExecuteSuite,
+    UserReadsSuite,
+)
+from tests.contract.plain_sql import Statement, deletion, upsert
+from tests.servers import Servers
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture(scope="module")
+def url(servers: Servers) -> str:
+    return servers.postgres(1)[0].create_database(f"contract_{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture(scope="module")
+def attempts() -> Iterator[int]:
+    return itertools.count(2)
+
+
+class _Program:
+    """A program with a connection of its own."""
+
+    name = "psql"
+
+    def __init__(self, url: str, fixture: StoreFixture) -> None:
+        self._url = url
+        self._fixture = fixture
+
+    async def upsert(self, store: Any, record: Record) -> None:
+        await self._run(upsert(record, self._fixture.attempt_of(store), "%s", binary_ids=False))
+
+    async def delete(self, store: Any, key: Key) -> None:
+        await self._run(deletion(key, self._fixture.attempt_of(store), "%s", binary_ids=False))
+
+    async def _run(self, statement: Statement) -> None:
+        async with await psycopg.AsyncConnection.connect(self._url, application_name=self.name) as connection:
+            await connection.execute(statement[0].encode(), statement[1])
+
+
+class _Postgres:
+    @pytest.fixture
+    async def fixture(self, seed: int, url: str, attempts: Iterator[int]) -> AsyncIterator[StoreFixture]:
+        async def connect() -> Backend:
+            backend = create_backend("main", BackendUrl.parse(url), pool_max=8, clock=SystemClock())
+            await backend.open()
+            await backend.ensure_schema(create=True)
+            return backend
+
+        async with StoreFixture(connect, attempts, seed=seed) as fixture:
+            fixture.foreign = _Program(url, fixture)
+            yield fixture
+
+
+class _Control:
+    @pytest.fixture
+    async def fixture(self, seed: int, url: str) -> AsyncIterator[ControlFixture]:
+        async def connect() -> Control:
+            control = open_control(BackendUrl.parse(url), SystemClock())
+            await control.open(create=True)
+            return control
+
+        async with ControlFixture(connect, seed=seed) as fixture:
+            yield fixture
+
+
+class TestMessagesPort(_Postgres, PortSuite):
+    pass
+
+
+class TestUsersPort(_Postgres, PortSuite):
+    domain = "users"
+
+
+class TestMessageReads(_Postgres, MessageReadsSuite):
+    pass
+
+
+class TestUserReads(_Postgres, UserReadsSuite):
+    pass
+
+
+class TestMessageExecute(_Postgres, MessageExecuteSuite):
+    pass
+
+
+class TestUserExecute(_Postgres, UserExecuteSuite):
+    pass
+
+
+class TestMessageGuard(_Postgres, ForeignWriterSuite):
+    pass
+
+
+class TestUserGuard(_Postgres, ForeignWriterSuite):
+    domain = "users"
+
+
+class TestControl(_Control, ControlSuite):
+    pass
+
+
+class TestIntents(_Control, IntentLogSuite):
+    pass

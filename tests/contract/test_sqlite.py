@@ -1,0 +1,98 @@
+"""Every suite on a SQLite file; the foreign program is a plain sqlite3 connection."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datalayer.clock import SystemClock
+from datalayer.domains.record import Key, Record
+from datalayer.settings import BackendUrl
+from datalayer.stores.base import Backend
+from datalayer.stores.sqlite.backend import create_backend
+from datalayer.testing.contract import (
+    ForeignWriterSuite,
+    MessageExecuteSuite,
+    MessageReadsSuite,
+    PortSuite,
+    StoreFixture,
+    UserExecuteSuite,
+    UserReadsSuite,
+)
+from tests.contract.plain_sql import deletion, upsert
+
+
+class _Program:
+    """A program with a connection of its own."""
+
+    name = "a program other than datalayer"
+    """All that a SQLite file can tell of who writes it."""
+
+    def __init__(self, path: Path, fixture: StoreFixture) -> None:
+        self._path = path
+        self._fixture = fixture
+
+    async def upsert(self, store: Any, record: Record) -> None:
+        await asyncio.to_thread(self._run, *upsert(record, self._fixture.attempt_of(store), "?"))
+
+    async def delete(self, store: Any, key: Key) -> None:
+        await asyncio.to_thread(self._run, *deletion(key, self._fixture.attempt_of(store), "?"))
+
+    def _run(self, statement: str, values: list[Any]) -> None:
+        connection = sqlite3.connect(self._path, timeout=5.0)
+        try:
+            with connection:
+                connection.execute(statement, values)
+        finally:
+            connection.close()
+
+
+class _Sqlite:
+    @pytest.fixture
+    async def fixture(self, seed: int, memory_path: Path) -> AsyncIterator[StoreFixture]:
+        path = memory_path / "contract.db"
+
+        async def connect() -> Backend:
+            backend = create_backend("main", BackendUrl.parse(f"sqlite:///{path}"), pool_max=4, clock=SystemClock())
+            await backend.open()
+            await backend.ensure_schema(create=True)
+            return backend
+
+        async with StoreFixture(connect, seed=seed) as fixture:
+            fixture.foreign = _Program(path, fixture)
+            yield fixture
+
+
+class TestMessagesPort(_Sqlite, PortSuite):
+    pass
+
+
+class TestUsersPort(_Sqlite, PortSuite):
+    domain = "users"
+
+
+class TestMessageReads(_Sqlite, MessageReadsSuite):
+    pass
+
+
+class TestUserReads(_Sqlite, UserReadsSuite):
+    pass
+
+
+class TestMessageExecute(_Sqlite, MessageExecuteSuite):
+    pass
+
+
+class TestUserExecute(_Sqlite, UserExecuteSuite):
+    pass
+
+
+class TestMessageGuard(_Sqlite, ForeignWriterSuite):
+    pass
+
+
+class TestUserGuard(_Sqlite, ForeignWriterSuite):
+    domain = "users"
