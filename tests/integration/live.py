@@ -52,7 +52,9 @@ class Live:
             self.writes += 1
             await asyncio.sleep(self.pause_s)
 
-    async def _write_once(self, layer: DataLayer, chance: random.Random, mine: list[tuple[UUID, UUID]], body: str) -> None:
+    async def _write_once(
+        self, layer: DataLayer, chance: random.Random, mine: list[tuple[UUID, UUID]], body: str
+    ) -> None:
         roll = chance.random()
         if roll < 0.5 or not mine:
             message = await layer.messages.append(chance.choice(self.conversations), sender_id=uuid4(), body=body)
@@ -141,8 +143,9 @@ async def traffic(
     """Live traffic while the block runs; audited at its end, every wrong read or lost write fails."""
     opened: list[DataLayer] = []
     try:
-        for number in range(layers):
-            opened.append(await DataLayer.connect(settings, options=options or LayerOptions(name=f"live-{number}")))
+        while len(opened) < layers:
+            chosen = options or LayerOptions(name=f"live-{len(opened)}")
+            opened.append(await DataLayer.connect(settings, options=chosen))
         live = Live(opened, [uuid4() for _ in range(conversations)], pause_s)
         tasks = [asyncio.create_task(live.write_forever(n)) for n in range(writers)]
         tasks += [asyncio.create_task(live.read_forever(n)) for n in range(readers)]
@@ -199,7 +202,11 @@ async def preload(settings: Settings, rows: int) -> None:
 
 
 async def life_cycle(
-    settings: Settings, target: str, live: Live | None, settle: Sequence[float] = (0.3,), reporter: Reporter | None = None
+    settings: Settings,
+    target: str,
+    live: Live | None,
+    settle: Sequence[float] = (0.3,),
+    reporter: Reporter | None = None,
 ) -> list[float]:
     """Over, back, over again, complete - with traffic in between; the holds in ms."""
     async with coordinator_of(settings, reporter=reporter) as coordinator:
