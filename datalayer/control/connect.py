@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.control.memory import MemoryControl, control_server_named
-from datalayer.control.store import SqlControl
 from datalayer.errors import ConfigurationError, MissingDependencyError
 from datalayer.stores.registry import DISTRIBUTION
 
@@ -30,14 +28,19 @@ def open_control(url: BackendUrl, clock: Clock) -> Control:
     that cannot be one, MissingDependencyError where its driver is not installed.
     """
     if url.scheme == "memory":
-        return MemoryControl(control_server_named(url.database or NAME, clock))
+        memory = importlib.import_module("datalayer.control.memory")
+        in_memory: Control = memory.MemoryControl(memory.control_server_named(url.database or NAME, clock))
+        return in_memory
     if url.scheme not in _DATABASES:
         message = f"the control store cannot be {url.scheme}://"
         raise ConfigurationError(message, hint="give [control] a postgresql:// or sqlite:// URL")
     database = _database_class(url.scheme)
     if url.scheme == "sqlite":
-        return SqlControl(database(url.path, clock, readers=1), clock)
-    return SqlControl(database(url, name=NAME, process=NAME, pool_max=POOL_MAX), clock)
+        opened = database(url.path, clock, readers=1)
+    else:
+        opened = database(url, name=NAME, process=NAME, pool_max=POOL_MAX)
+    control: Control = importlib.import_module("datalayer.control.store").SqlControl(opened, clock)
+    return control
 
 
 def _database_class(scheme: str) -> Any:

@@ -1,8 +1,9 @@
 """Gate and journal of a side whose store has no transactions of its own.
 
-The gate is a row. Every admission locks it FOR SHARE and checks it in one round trip; whoever closes it locks it FOR
-UPDATE, so that on return no admission is running (I6). On Postgres that is a function (schema.py says why); on SQLite,
-where a writing statement is alone from its beginning, one statement that inserts from the gate's row.
+The gate is a row behind a lock. Every admission takes the lock shared and checks the row in one round trip; whoever
+closes the gate takes it exclusively, so that on return no admission is running (I6). On Postgres that is a function
+(schema.py says why); on SQLite, where a writing statement is alone from its beginning, one statement that inserts from
+the gate's row.
 
 The journal is the table of intents: the full payload under the allotted version, durable before the data is written
 (I1). It has no cursor that could pass a late commit: a replayer goes round it in key order and begins again.
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import Boolean, bindparam, case, column, delete, func, or_, select, update
+from sqlalchemy import BigInteger, Boolean, bindparam, case, column, delete, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from datalayer.control.base import AdmitState, Admitted
 from datalayer.control.journal import DROP_INTENTS, SqlIntentJournal
 from datalayer.control.rules import decode_payload, encode_payload, log_name, spread_of
-from datalayer.control.schema import ADMIT, GATES, INTENTS
+from datalayer.control.schema import ADMIT, GATE_LOCK, GATES, INTENTS
 from datalayer.control.statements import SqlPart, StoreClock, blob, number, text
 from datalayer.errors import MigrationError, Unavailable
 from datalayer.stores.base import GuardState
@@ -120,6 +121,7 @@ _FLOOR: Final = (
     .values(floor=greatest(GATES.c.floor, number("floor")))
     .returning(GATES.c.floor)
 )
+_ALONE: Final = select(func.pg_advisory_xact_lock(func.hashtextextended(text("lock"), literal(0, BigInteger))))
 _LOCK_TIMEOUT: Final = select(func.set_config("lock_timeout", text("lock_timeout"), True))
 
 
@@ -190,7 +192,7 @@ class SqlIntents(SqlPart):
             await self._hold(transaction, token)
             if self._database.dialect == "postgresql":
                 await self._do(transaction, _LOCK_TIMEOUT, lock_timeout=f"{max(round(lock_timeout_s * 1000), 1)}ms")
-            state = await self._locked(transaction)
+            state = await self._alone(transaction)
             if not state.installed or flip < state.flip:
                 raise MigrationError(f"{self._log} has no gate to close for flip {flip}")
             if state.fence != "sealed":
@@ -200,9 +202,7 @@ class SqlIntents(SqlPart):
         """Close the gate for good; MigrationError when the lapsing fence of this flip is over already."""
         async with self._database.transaction(deadline=self._deadline()) as transaction:
             await self._hold(transaction, token)
-            # Locked by one statement, the clock read by the next: the wait for the lock counts.
-            await self._locked(transaction)
-            state = await self._state_in(transaction)
+            state = await self._alone(transaction)
             if state.fence == "open" or flip != state.flip:
                 raise MigrationError(f"the fence of flip {flip} on {self._log} had lapsed before it was sealed")
             await self._do(transaction, _SEAL, log=self._log)
@@ -218,21 +218,25 @@ class SqlIntents(SqlPart):
 
     async def set_floor(self, version: int) -> None:
         """Versions allotted from now on are above this one (never lowers it)."""
-        if not await self._run(_FLOOR, log=self._log, floor=version):
-            raise MigrationError(f"{self._log} has no gate")
+        async with self._database.transaction(deadline=self._deadline()) as transaction:
+            await self._alone(transaction)
+            if not await self._do(transaction, _FLOOR, log=self._log, floor=version):
+                raise MigrationError(f"{self._log} has no gate")
 
     async def remove(self, token: Token, *, keep_fence: bool) -> None:
         """Forget the intents; the gate row goes too unless ``keep_fence`` (then it stays, sealed). Idempotent."""
         async with self._database.transaction(deadline=self._deadline()) as transaction:
             await self._hold(transaction, token)
-            await self._do(transaction, _LOCK, log=self._log)
+            await self._alone(transaction)
             await self._do(transaction, _RETIRE if keep_fence else _FORGET, log=self._log)
             await self._do(transaction, DROP_INTENTS, log=self._log)
 
-    async def _locked(self, transaction: SqlTransaction) -> GuardState:
-        return _state(await self._do(transaction, _LOCK, log=self._log))
-
-    async def _state_in(self, transaction: SqlTransaction) -> GuardState:
+    async def _alone(self, transaction: SqlTransaction) -> GuardState:
+        """Wait until no admission is running and let none begin before the end; then the state, by the clock of now."""
+        if self._database.dialect == "postgresql":
+            await self._do(transaction, _ALONE, lock=f"{GATE_LOCK}{self._log}")
+        # Locked by one statement and read by the next: the time waited for the row counts as well.
+        await self._do(transaction, _LOCK, log=self._log)
         return _state(await self._do(transaction, _READ, log=self._log))
 
 

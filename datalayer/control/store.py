@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import uuid4
 
-from sqlalchemy import Text, column, func, literal, select, table
+from sqlalchemy import Text, column, func, literal, select, table, update
 from sqlalchemy.dialects.postgresql import insert
 
 from datalayer.control.audit import SqlAudit
@@ -38,6 +38,7 @@ _FIRST: Final = (
     .values(id=1, version=number("version"), deployment=text("deployment"), news=0)
     .on_conflict_do_nothing()
 ).inline()
+_NOW_AT: Final = update(STATE).where(STATE.c.version < number("version")).values(version=number("version"))
 _READ: Final = select(STATE.c.version, STATE.c.deployment)
 
 
@@ -59,14 +60,20 @@ class SqlControl(SqlRoutes, SqlFleet, SqlLeases, SqlMigrations, SqlChunks, SqlQu
         if not await self._exists():
             if not create:
                 raise SchemaBehind("the control store has no tables yet", hint="datalayer schema upgrade")
-            await self._create()
+            await self._make()
         rows = await self._fetch(_READ)
+        if create and rows and rows[0][0] < VERSION:
+            await self._make()
+            rows = await self._fetch(_READ)
         if not rows:
             raise SchemaBehind("the control store's tables are empty", hint="datalayer schema upgrade")
         version, self._deployment = rows[0]
         if version > VERSION:
             message = f"the control store has schema version {version}, but this datalayer knows only {VERSION}"
             raise SchemaAhead(message, hint="upgrade datalayer in this process")
+        if version < VERSION:
+            message = f"the control store has schema version {version}, this datalayer needs {VERSION}"
+            raise SchemaBehind(message, hint="datalayer schema upgrade")
 
     async def close(self) -> None:
         """Close the database. Idempotent."""
@@ -90,7 +97,8 @@ class SqlControl(SqlRoutes, SqlFleet, SqlLeases, SqlMigrations, SqlChunks, SqlQu
         rows = await self._fetch(_EXISTS[self._database.dialect])
         return bool(rows) and rows[0][0] is not None
 
-    async def _create(self) -> None:
+    async def _make(self) -> None:
+        """Bring the tables to this version; each statement is harmless where its object exists."""
         async with self._database.transaction(deadline=self._deadline()) as transaction:
             if self._database.dialect == "postgresql":
                 # CREATE .. IF NOT EXISTS of two processes at once fails in the catalogue.
@@ -98,3 +106,4 @@ class SqlControl(SqlRoutes, SqlFleet, SqlLeases, SqlMigrations, SqlChunks, SqlQu
             for statement in statements(self._database.dialect):
                 await transaction.run(statement)
             await self._do(transaction, _FIRST, version=VERSION, deployment=str(uuid4()))
+            await self._do(transaction, _NOW_AT, version=VERSION)

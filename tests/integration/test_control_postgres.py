@@ -10,7 +10,7 @@ import pytest
 from datalayer.clock import SystemClock
 from datalayer.control.base import AdmitState, Control
 from datalayer.control.connect import open_control
-from datalayer.control.schema import ADMIT, GATES, INTENTS, LEASES, PREFIX, STATE, VERSION
+from datalayer.control.schema import ADMIT, GATE_LOCK, GATES, INTENTS, LEASES, PREFIX, STATE, VERSION
 from datalayer.domains.record import Record
 from datalayer.errors import DatalayerError, LostLease, OutcomeUnknown, SchemaAhead, SchemaBehind, Unavailable
 from datalayer.routing.route import Phase, Place, Routing
@@ -27,6 +27,7 @@ TIMES = {
     "processes": ["seen_us", "lease_us"],
     "migrations": ["started_us", "updated_us"],
 }
+GATE_KEY = f"hashtextextended('{GATE_LOCK}messages/1/target', 0)"
 OURS = "application_name = 'datalayer/control' AND datname = current_database()"
 
 
@@ -66,9 +67,11 @@ async def store(url: str, other: Connection) -> AsyncIterator[Store]:
         await client.close()
 
 
-async def until_waiting(url: str, what: str) -> None:
-    """Return once a statement of ours that names ``what`` waits for a lock."""
-    query = f"SELECT count(*) FROM pg_stat_activity WHERE {OURS} AND wait_event_type = 'Lock' AND strpos(query, %s) > 0"
+async def until_waiting(url: str, what: str, *, whose: str = OURS) -> None:
+    """Return once a statement (of ours) that names ``what`` waits for a lock."""
+    query = (
+        f"SELECT count(*) FROM pg_stat_activity WHERE {whose} AND wait_event_type = 'Lock' AND strpos(query, %s) > 0"
+    )
     # On a connection of its own: inside a transaction the view of other sessions stands still.
     async with asyncio.timeout(5), await psycopg.AsyncConnection.connect(url, autocommit=True) as watching:
         while True:
@@ -112,12 +115,17 @@ async def test_many_that_make_the_store_at_once_make_one(store: Store) -> None:
 async def test_an_admission_that_waited_for_the_fence_sees_it(store: Store, other: Connection, url: str) -> None:
     control = await store.connect()
     _, log = await gate(control)
-    async with other.transaction():
-        await other.execute(f"SELECT 1 FROM {GATES.name} FOR UPDATE".encode())
-        waiting = asyncio.create_task(log.admit(record(), lead=0, create=False, deadline=None))
-        await until_waiting(url, ADMIT)
-        assert not waiting.done(), "the admission must wait for the gate's row"
-        await other.execute(f"UPDATE {GATES.name} SET fence = 'sealed'".encode())
+    # the control: lock and look in one statement, whose snapshot is older than the lock it waits for
+    naive = f"SELECT g.fence FROM (SELECT pg_advisory_xact_lock_shared({GATE_KEY})) AS l, {GATES.name} AS g".encode()
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as mistaken:
+        async with other.transaction():
+            await other.execute(f"SELECT pg_advisory_xact_lock({GATE_KEY})".encode())
+            waiting = asyncio.create_task(log.admit(record(), lead=0, create=False, deadline=None))
+            looking = asyncio.create_task(mistaken.execute(naive))
+            await until_waiting(url, ADMIT)
+            await until_waiting(url, "SELECT g.fence", whose="TRUE")
+            await other.execute(f"UPDATE {GATES.name} SET fence = 'sealed'".encode())
+        assert await (await looking).fetchone() == ("open",), "the placing shows nothing: nobody could have been wrong"
     assert (await waiting).state is AdmitState.FENCED
     assert await log.journal.backlog() == 0
 
@@ -131,7 +139,7 @@ async def test_a_fence_waits_for_a_running_admission(store: Store, other: Connec
         with pytest.raises(Unavailable):
             await log.fence(token, 1, 60.0, 0.1)
         fencing = asyncio.create_task(log.fence(token, 1, 60.0, 5.0))
-        await until_waiting(url, "FOR UPDATE")
+        await until_waiting(url, "pg_advisory_xact_lock(")
         assert not fencing.done(), "an admission is still running"
     await fencing
     assert await log.journal.backlog() == 1
@@ -145,9 +153,9 @@ async def test_a_seal_that_waited_past_the_end_of_its_fence_is_refused(
     token, log = await gate(control)
     await log.fence(token, 1, 0.2, 1.0)
     async with other.transaction():
-        await other.execute(f"SELECT 1 FROM {GATES.name} FOR SHARE".encode())
+        await other.execute(f"SELECT pg_advisory_xact_lock_shared({GATE_KEY})".encode())
         sealing = asyncio.create_task(log.seal(token, 1))
-        await until_waiting(url, "FOR UPDATE")
+        await until_waiting(url, "pg_advisory_xact_lock(")
         await asyncio.sleep(0.25)
     with pytest.raises(DatalayerError, match="had lapsed"):
         await sealing

@@ -58,6 +58,17 @@ async def test_an_empty_file_is_no_control_store_unless_it_may_be_made(connect: 
     await connect().open(create=False)
 
 
+async def test_an_older_store_is_brought_up_to_date_only_when_told(connect: Connect, tmp_path: Path) -> None:
+    await connect().open(create=True)
+    with sqlite3.connect(tmp_path / "control.sqlite") as file:
+        file.execute("UPDATE datalayer_control_state SET version = version - 1")
+    file.close()
+    with pytest.raises(SchemaBehind, match=f"version {VERSION - 1}, this datalayer needs {VERSION}"):
+        await connect().open(create=False)
+    await connect().open(create=True)
+    await connect().open(create=False)
+
+
 async def test_an_unknown_phase_is_refused_not_guessed(connect: Connect, tmp_path: Path) -> None:
     control = connect()
     await control.open(create=True)
