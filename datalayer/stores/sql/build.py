@@ -8,7 +8,7 @@ store of ours wrote: nothing is checked.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from uuid import SafeUUID, UUID
+from uuid import UUID, SafeUUID
 
 from datalayer.types import Message
 
