@@ -6,10 +6,8 @@ from typing import ClassVar
 import pytest
 
 from datalayer.clock import SystemClock
-from datalayer.domains.record import Key, Record
 from datalayer.stores.base import AuthorityClass, Backend
 from datalayer.stores.memory import MemoryBackend, MemoryServer
-from datalayer.stores.memory.store import MemoryPort
 from datalayer.testing.contract import (
     ForeignWriterSuite,
     MessageExecuteSuite,
@@ -19,21 +17,7 @@ from datalayer.testing.contract import (
     UserExecuteSuite,
     UserReadsSuite,
 )
-
-
-class _Program:
-    """A program that writes the server's tables without a client."""
-
-    name = "psql"
-
-    def __init__(self, server: MemoryServer) -> None:
-        self._server = server
-
-    async def upsert(self, store: MemoryPort, record: Record) -> None:
-        self._server.foreign_write(store.place, record, program=self.name)
-
-    async def delete(self, store: MemoryPort, key: Key) -> None:
-        self._server.foreign_delete(store.place, key, program=self.name)
+from tests.contract.memory_program import Program
 
 
 class _Memory:
@@ -48,7 +32,7 @@ class _Memory:
             await backend.open()
             return backend
 
-        async with StoreFixture(connect, seed=seed, foreign=_Program(server)) as fixture:
+        async with StoreFixture(connect, seed=seed, foreign=Program(server)) as fixture:
             yield fixture
 
 

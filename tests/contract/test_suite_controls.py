@@ -21,10 +21,12 @@ from datalayer.testing.contract import (
 )
 from tests.contract.broken.breakage import Breakage, BrokenStores
 from tests.contract.broken.execute import MUTATIONS
+from tests.contract.broken.guard import GUARDS
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
+from tests.contract.memory_program import Program
 
-STORES = [*PORTS.all, *READS.all, *MUTATIONS.all]
+STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all]
 
 
 class BrokenBackend(MemoryBackend):
@@ -56,7 +58,7 @@ def store_fixture(breakage: Breakage, test: str) -> StoreFixture:
     async def connect() -> MemoryBackend:
         return BrokenBackend(server, broken)
 
-    return StoreFixture(connect, seed=zlib.crc32(test.encode()))
+    return StoreFixture(connect, seed=zlib.crc32(test.encode()), foreign=Program(server), timeout_s=1.0)
 
 
 @pytest.mark.parametrize("breakage", STORES, ids=str)
@@ -72,5 +74,5 @@ async def test_a_broken_store_turns_its_tests_red(breakage: Breakage) -> None:
 @pytest.mark.parametrize("suite", [PortSuite, MessageReadsSuite, UserReadsSuite, MessageExecuteSuite, UserExecuteSuite])
 def test_every_test_of_a_suite_has_a_breakage(suite: type) -> None:
     tests = {name for name, _ in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")}
-    covered = {name for breakage in STORES if issubclass(breakage.suite, suite) for name in breakage.red}
+    covered = {name for breakage in STORES if issubclass(suite, breakage.suite) for name in breakage.red}
     assert tests - covered == set()

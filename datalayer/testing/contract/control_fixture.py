@@ -12,7 +12,7 @@ from datalayer.control.base import Migration, ProcessInfo, coordinator_lease
 from datalayer.ids import IdSource
 from datalayer.routing.route import Phase, Place, Routing
 from datalayer.stores.base import Token
-from datalayer.testing.contract.fixture import Waiting
+from datalayer.testing.contract.fixture import TIMEOUT_S, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +32,7 @@ class ControlFixture(Waiting):
     connect: Callable[[], Awaitable[Control]]
     clock: Clock = field(default_factory=SystemClock)
     seed: int = 0
+    timeout_s: float = TIMEOUT_S
     random: random.Random = field(init=False)
     ids: IdSource = field(init=False)
     _exits: AsyncExitStack = field(init=False, default_factory=AsyncExitStack)

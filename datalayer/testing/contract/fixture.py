@@ -44,16 +44,17 @@ class Waiting:
 
     __slots__ = ()
     clock: Clock
+    timeout_s: float
 
-    def deadline(self, timeout_s: float = TIMEOUT_S) -> Deadline:
+    def deadline(self, timeout_s: float | None = None) -> Deadline:
         """A deadline that only a hang would meet."""
-        return Deadline(self.clock, timeout_s)
+        return Deadline(self.clock, self.timeout_s if timeout_s is None else timeout_s)
 
     async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
-        """Wait until a condition holds; an assertion naming it after 20 s."""
+        """Wait until a condition holds; an assertion naming it after ``timeout_s``."""
         deadline = self.deadline()
         while not await condition():
-            assert not deadline.passed, f"waited {TIMEOUT_S} s for: {what}"
+            assert not deadline.passed, f"waited {self.timeout_s} s for: {what}"
             await asyncio.sleep(POLL_S)
 
 
@@ -71,6 +72,7 @@ class StoreFixture(Waiting):
     clock: Clock = field(default_factory=SystemClock)
     seed: int = 0
     foreign: Foreign | None = None
+    timeout_s: float = TIMEOUT_S
     scale: int = 1
     """Multiplies how much the seeded programmes do."""
     random: random.Random = field(init=False)

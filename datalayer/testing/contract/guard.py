@@ -69,7 +69,7 @@ class GuardSuite:
     async def test_journal_sees_every_later_write_and_none_before(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.fresh(self.domain), Maker(fixture)
         guard = self._guard(fixture, store)
-        early = await store.execute(self._new(maker), fixture.deadline())
+        early, doomed = [await store.execute(self._new(maker), fixture.deadline()) for _ in range(2)]
         await guard.install(self._token(fixture, store), sealed=False)
         assert await guard.journal.backlog() == 0
         assert await dirty_records(guard) == {}
@@ -77,10 +77,13 @@ class GuardSuite:
         created = [(await store.execute(self._new(maker), fixture.deadline())) for _ in range(3)]
         changed = await store.execute(self._change(maker, early.entity), fixture.deadline())
         removed = await store.execute(self._removal(created[1].entity), fixture.deadline())
-        for done in (*created, changed, removed):
+        gone = await store.execute(self._removal(doomed.entity), fixture.deadline())
+        for done in (*created, changed, removed, gone):
             later |= by_key(done.records)
         assert await dirty_records(guard) == later
         assert await guard.journal.backlog() == len(later)
+        await guard.journal.settle(await guard.journal.pending(1000))
+        assert await guard.journal.backlog() == 0, "an entry is not at the version of its record"
 
     async def test_journal_names_no_key_of_a_write_that_was_refused_or_changed_nothing(
         self, fixture: StoreFixture
