@@ -144,9 +144,10 @@ class IntentLog(Protocol):
     journal: Journal
 
     async def admit(self, record: Record, *, lead: int, create: bool, deadline: Deadline | None) -> Admitted:
-        """Lock the gate row FOR SHARE, then as a second statement check it, allot the version, store the intent.
+        """Take the gate's lock shared, then as a second statement check it, allot the version, store the intent.
 
-        Allotted = max(record.version, pending.version + 2 + lead, floor + 2 + lead), where record.version is already
+        Allotted = max(record.version, pending.version + 2 + lead (+ 2 alone over a pending delete, whose version has
+        its lead already), floor + 2 + lead), where record.version is already
         above what was seen, the clock (with ``lead``, FINAL_LEAD for a delete) and the id's time. ``create``: an
         append, which keeps its version (the id's own time) and answers EXISTS where an intent is pending.
         The full payload is in the intent. On return of ADMITTED the intent is durable.
@@ -158,7 +159,7 @@ class IntentLog(Protocol):
         ...
 
     async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
-        """Close the gate FOR UPDATE until it lapses."""
+        """Close the gate, its lock taken alone, until it lapses; no admission is running on return."""
         ...
 
     async def seal(self, token: Token, flip: int) -> None:
@@ -269,11 +270,13 @@ class Control(Protocol):
         ...
 
     async def update_migration(self, token: Token, migration_id: str, **changes: Any) -> Migration:
-        """Set milestones, options, flips or paused; LostLease when the token is old."""
+        """Set milestones, flips or paused, merge options (None takes one away); LostLease when the token is old."""
         ...
 
     async def set_options(self, migration_id: str, options: Mapping[str, Any], *, actor: str) -> None:
-        """Merge options from an operator (throttle, pause), without the lease; audited."""
+        """Merge options from an operator (throttle), without the lease; audited. None takes an option away; ``paused``
+        sets the migration's field.
+        """
         ...
 
     async def next_attempt(self, domain: str) -> int:

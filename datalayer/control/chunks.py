@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from datalayer.control.base import Chunk
 from datalayer.control.schema import CHUNKS, RUNS
-from datalayer.control.statements import SqlPart, StoreClock, number, text
+from datalayer.control.statements import LONG_CALL_S, SqlPart, StoreClock, number, text
 from datalayer.errors import LostLease
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class SqlChunks(SqlPart):
     async def plan_chunks(self, run: str, ranges: Sequence[str]) -> None:
         """Enter a run's ranges once; a second call changes nothing, whatever its ranges."""
         rows = [{"run": run, "number": at, "range": range_} for at, range_ in enumerate(ranges)]
-        async with self._database.transaction(deadline=self._deadline()) as transaction:
+        async with self._database.transaction(deadline=self._deadline(LONG_CALL_S)) as transaction:
             if await self._do(transaction, _PLAN_RUN, run=run):
                 await self._do_many(transaction, _PLAN, rows)
 
@@ -113,7 +113,7 @@ class SqlChunks(SqlPart):
 
     async def drop_run(self, run: str) -> None:
         """Forget the chunks of a run. Idempotent."""
-        async with self._database.transaction(deadline=self._deadline()) as transaction:
+        async with self._database.transaction(deadline=self._deadline(LONG_CALL_S)) as transaction:
             await self._do(transaction, _DROP_RUN, run=run)
             await self._do(transaction, _DROP, run=run)
 

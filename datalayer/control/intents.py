@@ -20,7 +20,7 @@ from datalayer.control.base import AdmitState, Admitted
 from datalayer.control.journal import DROP_INTENTS, SqlIntentJournal
 from datalayer.control.rules import decode_payload, encode_payload, log_name, spread_of
 from datalayer.control.schema import ADMIT, GATE_LOCK, GATES, INTENTS
-from datalayer.control.statements import SqlPart, StoreClock, blob, number, text
+from datalayer.control.statements import LONG_CALL_S, SqlPart, StoreClock, blob, number, text
 from datalayer.errors import MigrationError, Unavailable
 from datalayer.stores.base import GuardState
 from datalayer.stores.sql.statement import greatest
@@ -225,7 +225,7 @@ class SqlIntents(SqlPart):
 
     async def remove(self, token: Token, *, keep_fence: bool) -> None:
         """Forget the intents; the gate row goes too unless ``keep_fence`` (then it stays, sealed). Idempotent."""
-        async with self._database.transaction(deadline=self._deadline()) as transaction:
+        async with self._database.transaction(deadline=self._deadline(LONG_CALL_S)) as transaction:
             await self._hold(transaction, token)
             await self._alone(transaction)
             await self._do(transaction, _RETIRE if keep_fence else _FORGET, log=self._log)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from datalayer.stores.sql.statement import Statement
 
 CALL_S: Final = 5.0
+LONG_CALL_S: Final = 60.0
+"""For a call over many rows."""
 
 
 class StoreClock(ColumnElement[int]):
@@ -118,5 +120,5 @@ class SqlPart:
         if not await self._do(transaction, HELD_LEASE, lease=lease, token=token.value):
             raise lost(token)
 
-    def _deadline(self) -> Deadline:
-        return Deadline(self._clock, CALL_S)
+    def _deadline(self, seconds: float = CALL_S) -> Deadline:
+        return Deadline(self._clock, seconds)

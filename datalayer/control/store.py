@@ -18,7 +18,7 @@ from datalayer.control.migrations import SqlMigrations
 from datalayer.control.quarantine import SqlQuarantine
 from datalayer.control.routes import SqlRoutes
 from datalayer.control.schema import STATE, VERSION, statements
-from datalayer.control.statements import number, text
+from datalayer.control.statements import LONG_CALL_S, number, text
 from datalayer.errors import SchemaAhead, SchemaBehind
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class SqlControl(SqlRoutes, SqlFleet, SqlLeases, SqlMigrations, SqlChunks, SqlQu
 
     async def close(self) -> None:
         """Close the database. Idempotent."""
+        await self._stop_listening()
         await self._database.close()
 
     async def deployment(self) -> str:
@@ -99,7 +100,7 @@ class SqlControl(SqlRoutes, SqlFleet, SqlLeases, SqlMigrations, SqlChunks, SqlQu
 
     async def _make(self) -> None:
         """Bring the tables to this version; each statement is harmless where its object exists."""
-        async with self._database.transaction(deadline=self._deadline()) as transaction:
+        async with self._database.transaction(deadline=self._deadline(LONG_CALL_S)) as transaction:
             if self._database.dialect == "postgresql":
                 # CREATE .. IF NOT EXISTS of two processes at once fails in the catalogue.
                 await self._do(transaction, _ONE_AT_A_TIME, lock=_LOCK)
