@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.errors import ConfigurationError, LostLease, SchemaAhead, SchemaBehind, StaleRoute
+from datalayer.errors import ConfigurationError, LostLease, SchemaAhead, SchemaBehind
 from datalayer.schemas.cassandra import numbered_steps
 from datalayer.stores.base import MetaRow
 from datalayer.stores.cassandra.cluster import Target
-from datalayer.stores.cassandra.failures import Refused
 from datalayer.stores.cassandra.messages import CassandraMessages
 from datalayer.stores.cassandra.place import MessagesPlace, bound
 from datalayer.stores.cassandra.session import CassandraSession
@@ -89,10 +88,9 @@ class CassandraBackend:
 
     async def _schema_version(self) -> int:
         """0 when there is no keyspace or nothing in it yet."""
-        try:
-            rows = await self._rows("SELECT version FROM {keyspace}.datalayer_schema WHERE part = 'backend'")
-        except (StaleRoute, Refused):
+        if not await self._session.has_table(self._keyspace, "datalayer_schema"):
             return 0
+        rows = await self._rows("SELECT version FROM {keyspace}.datalayer_schema WHERE part = 'backend'")
         return max((row[0] for row in rows), default=0)
 
     async def _create_keyspace(self) -> None:

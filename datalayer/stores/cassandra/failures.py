@@ -30,7 +30,7 @@ from datalayer.errors import (
 )
 
 # "table messages_7 does not exist" (4.1 and later), "unconfigured table messages_7" (older, and ScyllaDB).
-_NO_TABLE: Final = re.compile(r"table \S+ does not exist|unconfigured table", re.IGNORECASE)
+_NO_TABLE: Final = re.compile(r"(table|keyspace) \S+ does not exist|unconfigured table", re.IGNORECASE)
 _MESSAGE: Final = re.compile(r'message="(.*)"', re.DOTALL)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cassandra.query import BoundStatement
 
+from datalayer.errors import StaleRoute
 from datalayer.schemas.cassandra import place_statements
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class MessagesPlace:
 
     def __init__(self, session: CassandraSession, keyspace: str, attempt: int) -> None:
         self.session: Final = session
+        self._keyspace_name = keyspace
         self._keyspace = f'"{keyspace}"'
         self._suffix = f"_{attempt}" if attempt else ""
         self._messages = f"{self._keyspace}.messages{self._suffix}"
@@ -80,6 +82,9 @@ class MessagesPlace:
     async def prepare(self) -> Statements:
         """The statements, prepared at the first use. StaleRoute when the place does not exist."""
         if self.statements is None:
+            for table in (f"messages{self._suffix}", f"message_buckets{self._suffix}"):
+                if not await self.session.has_table(self._keyspace_name, table):
+                    raise StaleRoute(f"{self.session.where}: there is no table {self._keyspace_name}.{table}")
             names = list(_CQL)
             prepared = await asyncio.gather(*(self.session.prepare(self._cql(name)) for name in names))
             self.statements = Statements(**dict(zip(names, prepared, strict=True)))

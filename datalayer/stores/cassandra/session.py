@@ -39,6 +39,7 @@ WAITING_MAX: Final = 10_000
 REQUEST_TIMEOUT_S: Final = 10.0
 """For calls that carry no deadline: above the server's own timeouts (2 s a write, 5 s a read by default)."""
 SCHEMA_TIMEOUT_S: Final = 60.0
+_FIND_TABLE: Final = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?"
 _DRIVER_ERRORS: Final = (DriverException, NoHostAvailable, ErrorMessage, OSError)
 _log: Final = logging.getLogger(__name__)
 
@@ -105,6 +106,11 @@ class CassandraSession:
             session = self._connected()
             found = self._prepared[cql] = await self._in_thread(lambda: session.prepare(cql), write=False)
         return found
+
+    async def has_table(self, keyspace: str, table: str) -> bool:
+        """Whether a table exists: asked before preparing, because the driver logs a failed one with a traceback."""
+        statement = await self.prepare(_FIND_TABLE)
+        return bool(await self.run(statement.bind((keyspace, table)), write=False))
 
     def forget(self, cql: str) -> None:
         """Drop a prepared statement from the cache (its table is gone)."""
