@@ -28,7 +28,8 @@ ROLES: Final = (
 SAMPLE_S: Final = 0.1
 KILL_AT: Final = 0.45
 BACKFILL_SHARE: Final = 0.12
-"""Of the play's length: how long a throttled backfill takes, so that there is a half way to be killed at."""
+BACKFILL_S_MIN: Final = 3.0
+"""How long a throttled backfill takes, of the play's length and at least: there is a half way to be killed at."""
 DONE: Final = 0
 MIGRATE: Final = ("migrate", "messages", "--to", TARGET, "--yes")
 
@@ -70,7 +71,7 @@ class Play:
 
     async def _there_and_back(self, watch: Watch) -> None:
         await self._serve(0.06, "at rest")
-        rate = ("--rate", str(max(int(self.stage.messages / (BACKFILL_SHARE * self.seconds)), 1)))
+        rate = self._rate()
         ended = await self.stage.command(*MIGRATE, *rate, watch=lambda: self._half_way(watch))
         self._killed(ended, "the migrator, half way through the backfill")
         await self._serve(0.03, "nobody coordinates")
@@ -94,10 +95,14 @@ class Play:
     async def _straight(self, watch: Watch) -> None:
         """What a planted mistake has to be noticed in: one way over, and some service there."""
         await self._serve(0.03, "at rest")
-        rate = ("--rate", str(max(int(self.stage.messages / (BACKFILL_SHARE * self.seconds)), 1)))
+        rate = self._rate()
         await self._run(f"over to the second file, sabotaged: {self.stage.sabotage}", *MIGRATE, *rate)
         self.rows_copied = await watch.rows_copied()
         await self._serve(0.08, "the second file rules")
+
+    def _rate(self) -> tuple[str, str]:
+        seconds = max(BACKFILL_SHARE * self.seconds, BACKFILL_S_MIN)
+        return ("--rate", str(max(int(self.stage.messages / seconds), 1)))
 
     async def _serve(self, share: float, text: str) -> None:
         self._tell(text)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from datalayer.testing.sabotage import Sabotage
 
+PRELOAD_S: Final = 300.0
 READY_S: Final = 60.0
 STOP_S: Final = 30.0
 COMMAND_S: Final = 180.0
@@ -98,9 +99,12 @@ class Stage:
     async def preload(self) -> None:
         """Fill the rooms by a process of its own."""
         process = await self._start_worker(Role("preload", "writer", 0), "--preload")
-        code = await asyncio.wait_for(process.wait(), READY_S)
+        try:
+            code = await asyncio.wait_for(process.wait(), PRELOAD_S)
+        finally:
+            await _kill(process)
         if code != 0:
-            self.failures.append(f"preload ended with {code}: {await self._errors('preload')}")
+            raise PreconditionFailed(f"preload ended with {code}: {self._errors('preload')}")
 
     async def start(self, roles: Sequence[Role]) -> None:
         """Start workers and return when each one serves."""
@@ -120,7 +124,7 @@ class Stage:
                 code = await _kill(process)
                 self.failures.append(f"worker {name} did not end and was killed")
             if code != 0:
-                self.failures.append(f"worker {name} ended with {code}: {await self._errors(name)}")
+                self.failures.append(f"worker {name} ended with {code}: {self._errors(name)}")
             del self._workers[name]
 
     async def kill(self, name: str) -> None:
@@ -217,9 +221,9 @@ class Stage:
         assert stdout is not None
         line = await asyncio.wait_for(stdout.readline(), READY_S)
         if not line:
-            raise PreconditionFailed(f"worker {name} did not start: {await self._errors(name)}")
+            raise PreconditionFailed(f"worker {name} did not start: {self._errors(name)}")
 
-    async def _errors(self, name: str) -> str:
+    def _errors(self, name: str) -> str:
         lines = self._error_file(name).read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 

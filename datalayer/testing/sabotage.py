@@ -28,6 +28,7 @@ from datalayer.layer import DataLayer, LayerOptions, make_backends, open_control
 from datalayer.migrators import actions
 from datalayer.migrators.plan import Action
 from datalayer.migrators.run import HANDLERS
+from datalayer.migrators.verify import Verdict
 from datalayer.routing.route import Phase
 from datalayer.settings import load_settings
 
@@ -132,10 +133,9 @@ async def _arm_and_switch_off(work: Work) -> str:
 
 
 async def _find_nothing(work: Work) -> str:
-    clean = {"clean": True, "differences": [], "undecided": [], "at_us": work.clock.now_us()}
-    await work.control.put_document(
-        work.migration.id, actions.VERDICT, {**clean, "authority": work.routing.authority.backend}
-    )
+    verdict = Verdict("full", work.clock.now_us(), 0.0, 0, 0, 0)
+    document = {**verdict.document(), "authority": work.routing.authority.backend}
+    await work.control.put_document(work.migration.id, actions.VERDICT, document)
     if work.routing.phase is Phase.DUAL:
         await work.add_milestones("verified")
     return "nothing compared"
