@@ -16,7 +16,8 @@ from datalayer.errors import DatalayerError, LostLease, OutcomeUnknown, SchemaAh
 from datalayer.routing.route import Phase, Place, Routing
 from datalayer.settings import BackendUrl
 from tests.servers import Servers
-from tests.unit.test_control_contract import LEASE, ControlContract, IntentContract, Store, coordinate, gate, record
+from tests.unit.test_control_contract import LEASE, ControlContract, Store, coordinate, gate, record
+from tests.unit.test_control_intents import IntentContract
 
 pytestmark = pytest.mark.servers
 Connection = psycopg.AsyncConnection[tuple[object, ...]]
