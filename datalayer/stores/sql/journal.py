@@ -17,9 +17,10 @@ from datalayer.schemas.metadata import journal_tables
 from datalayer.stores.sql.statement import LookUp, first, last_byte, limited, statement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from datalayer.domains.record import Key, Record
+    from datalayer.stores.sql.database import Dialect
     from datalayer.stores.sql.store import SqlStore
 
 
@@ -107,15 +108,13 @@ class JournalStatements:
         journal, tombs, foreign = tables.all
         keys: sa.BindParameter[Any] = sa.bindparam("keys", expanding=True)
         one = first(dialect, sa.select(sa.literal_column("1")).select_from(journal))
-        pair = sa.tuple_(journal.c.kind, journal.c.key)
         self.dirty_routing = LookUp(dialect, one.where(journal.c.routing.in_(keys)), "keys", None)
-        self.dirty_key = LookUp(dialect, one.where(pair.in_(keys)), "keys", (None, None))
+        found = sa.select(tombs.c.kind, tombs.c.key, tombs.c.version)
+        kinds = [kind.name for kind in store.kinds]
+        self.dirty_key = KeyLookUp(dialect, one, journal, kinds)
+        self.tombs = KeyLookUp(dialect, found, tombs, kinds)
         self.backlog = statement(dialect, sa.select(sa.func.count()).select_from(journal)).sql
         self.foreign = statement(dialect, sa.select(foreign.c.name).order_by(foreign.c.name)).sql
-        at = sa.tuple_(tombs.c.kind, tombs.c.key).in_(keys)
-        self.tombs = LookUp(
-            dialect, sa.select(tombs.c.kind, tombs.c.key, tombs.c.version).where(at), "keys", (None, None)
-        )
         triple = sa.tuple_(journal.c.kind, journal.c.key, journal.c.version)
         settled = triple.in_(keys)
         if dialect == "postgresql":
@@ -124,6 +123,7 @@ class JournalStatements:
             locked = locked.order_by(journal.c.kind, journal.c.key).with_for_update(skip_locked=True)
             settled = triple.in_(locked)
         self.settle = LookUp(dialect, sa.delete(journal).where(settled), "keys", (None, None, None))
+        pair = sa.tuple_(journal.c.kind, journal.c.key)
         low = sa.tuple_(
             sa.bindparam("after_kind", type_=journal.c.kind.type), sa.bindparam("after_key", type_=journal.c.key.type)
         )
@@ -136,3 +136,21 @@ class JournalStatements:
                 core = core.where(last_byte(journal.c.key) % parts == number) if parted else core
                 names = (["after_kind", "after_key"] if after else []) + (["parts", "number"] if parted else [])
                 self.pending[after, parted] = statement(dialect, limited(dialect, core), *names, "limit").sql
+
+
+class KeyLookUp:
+    """A look-up by (kind, key), kind by kind: for pairs of a text and bytes SQLite uses one column of the index only."""
+
+    def __init__(self, dialect: Dialect, core: sa.Select[Any], table: sa.Table, kinds: Sequence[str]) -> None:
+        keys: sa.BindParameter[Any] = sa.bindparam("keys", expanding=True)
+        self._by_kind = {}
+        for kind in kinds:
+            at = core.where(table.c.kind == sa.literal_column(f"'{kind}'"), table.c.key.in_(keys))
+            self._by_kind[kind] = LookUp(dialect, at, "keys", None)
+
+    def calls(self, keys: Sequence[Key]) -> Iterator[tuple[str, list[Any]]]:
+        """(text, parameters) of each chunk of the keys."""
+        for kind, look_up in self._by_kind.items():
+            mine = [key for name, key in keys if name == kind]
+            if mine:
+                yield from look_up.calls(mine)

@@ -37,6 +37,21 @@ _STATE: Final = (
 _TRIGGERS: Final = "SELECT rowid, name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
 
 
+class SqliteJournal(TriggerJournal):
+    """The shared journal, settled by one statement run for each key: SQLite takes no index for a list of triples."""
+
+    def __init__(self, place: SqlitePlace, attempt: int) -> None:
+        super().__init__(place, attempt)
+        self._sqlite = place.sqlite
+        journal = journal_tables(place.domain, attempt).journal.name
+        self._settle = f"DELETE FROM {journal} WHERE kind = ? AND key = ? AND version = ?"  # noqa: S608 - our own words
+
+    async def settle(self, seen: Sequence[Record]) -> None:
+        if seen:
+            items = [(record.kind, record.key, record.version) for record in seen]
+            await self._sqlite.write(lambda connection: _many(connection, self._settle, items))
+
+
 class SqliteGuard:
     """``Guard`` over a place of a SQLite database."""
 
@@ -49,7 +64,7 @@ class SqliteGuard:
         self._tables = journal_tables(place.domain, attempt)
         self._key = (self._domain, attempt)
         self._token = raise_token_sql("sqlite")
-        self.journal: Journal = TriggerJournal(place, attempt)
+        self.journal: Journal = SqliteJournal(place, attempt)
 
     async def install(self, token: Token, *, sealed: bool) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -232,3 +247,7 @@ def _in_one_snapshot(work: Callable[[sqlite3.Connection], T]) -> Callable[[sqlit
             connection.execute("ROLLBACK")
 
     return read
+
+
+def _many(connection: sqlite3.Connection, sql: str, items: Sequence[tuple[Any, ...]]) -> None:
+    connection.executemany(sql, items)
