@@ -273,9 +273,21 @@ class Coordinator:
                 by = held[0] if held else "another process"
                 raise PreconditionFailed(f"another coordinator works on {self._domain}: {by}")
             await asyncio.sleep(0.05)
+        mine = asyncio.current_task()
+        assert mine is not None, "a coordinator runs in a task"
+        failures: list[DatalayerError] = []
+        # From the first moment: connecting to two databases may take longer than the lease.
+        keeper = asyncio.create_task(self._keep_lease(value, mine, failures), name="datalayer-keep-lease")
         try:
             yield value
+        except asyncio.CancelledError:
+            if failures:
+                mine.uncancel()
+                raise failures[0] from None
+            raise
         finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
             try:
                 await self._control.release(name, value)
             except DatalayerError as error:
@@ -299,24 +311,12 @@ class Coordinator:
         await self._raise_token(work)
         if not work.routing.at_rest:
             await write_roles(self._places, work.routing)
-        mine = asyncio.current_task()
-        assert mine is not None, "a coordinator runs in a task"
-        failures: list[DatalayerError] = []
-        background = [
-            asyncio.create_task(self._keep_lease(value, mine, failures), name="datalayer-keep-lease"),
-            asyncio.create_task(self._replay_forever(work), name="datalayer-replay"),
-        ]
+        replay = asyncio.create_task(self._replay_forever(work), name="datalayer-replay")
         try:
             yield work
-        except asyncio.CancelledError:
-            if failures:
-                mine.uncancel()
-                raise failures[0] from None
-            raise
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            replay.cancel()
+            await asyncio.gather(replay, return_exceptions=True)
 
     async def _raise_token(self, work: Work) -> None:
         """In both databases, before the first step. A target that is down delays nothing but its own steps."""
