@@ -25,6 +25,15 @@ class ProgressBar:
         self._unit = unit
         self._drawn_at = 0.0
         self._shown = False
+        self._told_at = 0.0
+
+    def event_due(self) -> bool:
+        """Whether it is time for another event under --json: twice a second."""
+        now = time.monotonic()
+        if now - self._told_at < EVENT_EVERY_S:
+            return False
+        self._told_at = now
+        return True
 
     def draw(self, what: str, done: int, total: int, per_s: float) -> None:
         """Show how far it is; at most ten times a second."""

@@ -63,6 +63,8 @@ def demo(
     from datalayer.testing.report import page, summary  # noqa: PLC0415
     from datalayer.testing.sabotage import Sabotage  # noqa: PLC0415
 
+    if not report.resolve().parent.is_dir():
+        raise click.BadParameter(f"the folder {report.resolve().parent} does not exist", param_hint="--report")
     folder = directory or Path(tempfile.mkdtemp(prefix="datalayer-demo-"))
     stage = Stage(
         folder.resolve(),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.cli.demo.stage import TARGET, Ended, Role, Stage, monotonic_of
+from datalayer.errors import DatalayerError
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.testing import oracle
 from datalayer.testing.ledger import read_ledgers
@@ -53,7 +55,7 @@ class Play:
         await self.stage.preload()
         await self.stage.start(ROLES)
         self._tell(f"{len(ROLES)} processes write, edit, delete and read")
-        async with Watch.open(self.stage.config) as watch:
+        async with Watch.open(self.stage.settings) as watch:
             timeline = Timeline(time.monotonic_ns(), 0)
             sampling = asyncio.create_task(self._sample(watch))
             try:
@@ -131,7 +133,9 @@ class Play:
 
     async def _sample(self, watch: Watch) -> None:
         while True:
-            await watch.look()
+            # A look that found the files busy is left out: the next one comes at once.
+            with contextlib.suppress(DatalayerError):
+                await watch.look()
             await asyncio.sleep(SAMPLE_S)
 
     # --- the judgement ----------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ class Play:
     async def _judge(self, timeline: Timeline) -> Run:
         self._tell("read everything, judge every operation")
         options = LayerOptions(name="final", assist=False)
-        async with DataLayer.open(self.stage.config, options=options) as layer:
+        async with DataLayer.open(self.stage.settings, options=options) as layer:
             await read_everything(layer.messages, self.stage.ledgers)
         events = list(read_ledgers(self.stage.ledgers))
         findings = await asyncio.to_thread(oracle.check, events)

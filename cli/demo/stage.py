@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import PreconditionFailed
+from datalayer.settings import load_settings
 from datalayer.testing.failpoints import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from datalayer.settings import Settings
     from datalayer.testing.sabotage import Sabotage
 
 PRELOAD_S: Final = 300.0
@@ -80,6 +82,11 @@ class Stage:
     def config(self) -> Path:
         """The configuration file of every process."""
         return self.directory / "datalayer.toml"
+
+    @property
+    def settings(self) -> Settings:
+        """The same for this process."""
+        return load_settings(self.config, environ={})
 
     @property
     def ledgers(self) -> Path:
@@ -155,6 +162,8 @@ class Stage:
         try:
             waiting = {output} if watching is None else {output, watching}
             done, _ = await asyncio.wait(waiting, timeout=COMMAND_S, return_when=asyncio.FIRST_COMPLETED)
+            if watching is not None and watching in done:
+                watching.result()
             if output not in done:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL)
@@ -174,7 +183,6 @@ class Stage:
         module = ["datalayer.cli.demo.staged"] if failpoints or self.sabotage else ["datalayer.cli"]
         if self.sabotage:
             module += ["--sabotage", self.sabotage]
-        environment = {**os.environ, VARIABLE: failpoints}
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -186,7 +194,7 @@ class Stage:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment,
+            env=_environment(failpoints),
         )
 
     async def _start_worker(self, role: Role, *more: str) -> asyncio.subprocess.Process:
@@ -214,6 +222,7 @@ class Stage:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
+                env=_environment(),
             )
 
     async def _await_ready(self, name: str) -> None:
@@ -229,6 +238,12 @@ class Stage:
 
     def _error_file(self, name: str) -> Path:
         return self.directory / f"{name}.stderr"
+
+
+def _environment(failpoints: str = "") -> dict[str, str]:
+    """This process's, without what configures a data layer: the demo must never touch the user's own stores."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DATALAYER_")}
+    return {**kept, VARIABLE: failpoints}
 
 
 async def _kill(process: asyncio.subprocess.Process) -> int:
