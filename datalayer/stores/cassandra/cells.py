@@ -1,7 +1,7 @@
 """The physical form of a message: partition, clustering key and the one cell.
 
 A partition is (conversation, bucket); the bucket is a pure function of the id's own time, so that a key alone says
-where its record lies. docs/adr tells why a bucket is 32 days wide.
+where its record lies. docs/adr/0006 tells why a bucket is 32 days wide.
 """
 
 from __future__ import annotations
