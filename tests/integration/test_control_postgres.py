@@ -35,7 +35,11 @@ OURS = "application_name = 'datalayer/control' AND datname = current_database()"
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with Servers() as servers:
-        yield servers.postgres(1)[0].create_database(f"control_{uuid.uuid4().hex[:12]}")
+        server = servers.postgres(1)[0]
+        name = f"control_{uuid.uuid4().hex[:12]}"
+        yield server.create_database(name)
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 @pytest.fixture
