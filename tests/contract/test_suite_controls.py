@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 
 from datalayer.clock import SystemClock
+from datalayer.control.memory import MemoryControl, MemoryControlServer
 from datalayer.errors import DatalayerError
 from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.testing.contract import (
+    ControlFixture,
+    ControlSuite,
+    ForeignWriterSuite,
+    IntentLogSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
@@ -20,13 +25,16 @@ from datalayer.testing.contract import (
     UserReadsSuite,
 )
 from tests.contract.broken.breakage import Breakage, BrokenStores
+from tests.contract.broken.control import CONTROLS
 from tests.contract.broken.execute import MUTATIONS
 from tests.contract.broken.guard import GUARDS
+from tests.contract.broken.intents import INTENTS, BrokenControls
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
 from tests.contract.memory_program import Program
 
 STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all]
+CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
 
 class BrokenBackend(MemoryBackend):
@@ -71,8 +79,42 @@ async def test_a_broken_store_turns_its_tests_red(breakage: Breakage) -> None:
                 await getattr(suite, test)(fixture)
 
 
-@pytest.mark.parametrize("suite", [PortSuite, MessageReadsSuite, UserReadsSuite, MessageExecuteSuite, UserExecuteSuite])
+def control_fixture(breakage: Breakage, test: str) -> ControlFixture:
+    broken = BrokenControls(MemoryControlServer("broken", SystemClock()))
+    breakage.apply(broken)
+
+    async def connect() -> MemoryControl:
+        control: MemoryControl = broken.opened(MemoryControl(broken.server))
+        await control.open(create=True)
+        return control
+
+    return ControlFixture(connect, seed=zlib.crc32(test.encode()), timeout_s=1.0)
+
+
+@pytest.mark.parametrize("breakage", CONTROL_STORES, ids=str)
+async def test_a_broken_control_store_turns_its_tests_red(breakage: Breakage) -> None:
+    for test in breakage.red:
+        with red(f"{breakage.suite.__name__}.{test} on {breakage.name}"):
+            async with control_fixture(breakage, test) as fixture:
+                await getattr(breakage.suite(), test)(fixture)
+
+
+SUITES = [
+    ControlSuite,
+    ForeignWriterSuite,
+    IntentLogSuite,
+    MessageExecuteSuite,
+    MessageReadsSuite,
+    PortSuite,
+    UserExecuteSuite,
+    UserReadsSuite,
+]
+
+
+@pytest.mark.parametrize("suite", SUITES)
 def test_every_test_of_a_suite_has_a_breakage(suite: type) -> None:
     tests = {name for name, _ in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")}
-    covered = {name for breakage in STORES if issubclass(suite, breakage.suite) for name in breakage.red}
+    breakages = [*STORES, *CONTROL_STORES]
+    covered = {name for breakage in breakages if issubclass(suite, breakage.suite) for name in breakage.red}
     assert tests - covered == set()
+    assert tests, "a suite has tests"

@@ -304,7 +304,7 @@ class GuardSuite:
         acknowledged: list[Record] = []
 
         async def write(client: Any) -> None:
-            for _ in range(100_000):
+            for _ in range(5_000):
                 results, errors = await outcomes([client.execute(self._new(maker), fixture.deadline())])
                 if errors:
                     assert [type(error) for error in errors] == [Fenced]

@@ -211,7 +211,7 @@ class IntentLogSuite:
         acknowledged: list[Record] = []
 
         async def write(client: IntentLog) -> None:
-            for _ in range(100_000):
+            for _ in range(5_000):
                 answer: Admitted = await client.admit(maker.message(), lead=0, create=True, deadline=None)
                 if answer.state is not AdmitState.ADMITTED:
                     assert answer.state is AdmitState.FENCED
