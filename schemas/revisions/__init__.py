@@ -1,0 +1,1 @@
+"""Alembic's environment: the revisions of the SQL schema's base tables."""
