@@ -86,9 +86,9 @@ def chart(title: str, unit: str, series: Sequence[Series], frame: Frame, *, log:
 
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        f'<text class="title" x="{_LEFT}" y="14">{escape(title)}</text>',
+        f'<text class="title" x="{_LEFT}" y="14">{escape(title)} <tspan class="unit">{escape(unit)}</tspan></text>',
         *_bands(frame, x),
-        *_axes(scale, unit, frame, x),
+        *_axes(scale, frame, x),
         *_lines(frame, x),
         *(_line(one, scale, x) for one in series),
         *_legend(series),
@@ -112,13 +112,12 @@ def _bands(frame: Frame, x: Callable[[float], float]) -> list[str]:
     return parts
 
 
-def _axes(scale: _Scale, unit: str, frame: Frame, x: Callable[[float], float]) -> list[str]:
+def _axes(scale: _Scale, frame: Frame, x: Callable[[float], float]) -> list[str]:
     parts = []
     for tick in scale.ticks:
         y = scale.y(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3:.1f}" text-anchor="end">{_short(tick)}</text>')
-    parts.append(f'<text class="tick" x="4" y="{_TOP - 6}">{escape(unit)}</text>')
     step = _nice(frame.seconds / 10)
     for number in range(int(frame.seconds / step) + 1):
         at = number * step

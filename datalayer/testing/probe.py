@@ -13,7 +13,7 @@ from datalayer.clock import SystemClock
 from datalayer.errors import DatalayerError
 from datalayer.layer import close_stores, make_backends, open_control_store
 from datalayer.routing.places import Places
-from datalayer.settings import load_settings
+from datalayer.settings import Settings, load_settings
 from datalayer.testing.ledger import Board, Ledger, Op
 from datalayer.testing.workload import seen, walk
 
@@ -106,9 +106,9 @@ class Watch:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Path, domain: str = "messages") -> AsyncIterator[Self]:
-        """A watch over the deployment of a configuration file."""
-        settings, clock = load_settings(config), SystemClock()
+    async def open(cls, config: Path | Settings, domain: str = "messages") -> AsyncIterator[Self]:
+        """A watch over the deployment of a configuration."""
+        settings, clock = config if isinstance(config, Settings) else load_settings(config), SystemClock()
         backends = make_backends(settings, clock)
         control = await open_control_store(settings, clock)
         try:

@@ -255,7 +255,7 @@ h1{font-size:1.4rem}h2{font-size:1.05rem;margin-top:2rem}.good{color:var(--good)
 th,td{text-align:right;padding:.25rem .6rem;border-bottom:1px solid var(--grid);font-variant-numeric:tabular-nums}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}
 text{fill:var(--fg);font:12px system-ui,sans-serif}.title{font-weight:600;font-size:13px}
-.tick,.phase{fill:var(--soft);font-size:11px}.grid{stroke:var(--grid);stroke-width:1}
+.tick,.phase,.unit{fill:var(--soft);font-size:11px;font-weight:400}.grid{stroke:var(--grid);stroke-width:1}
 .band-0{fill:var(--band0)}.band-1{fill:var(--band1)}.line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 .a{stroke:var(--a)}.b{stroke:var(--b)}.mark{stroke-width:1.4;stroke-dasharray:4 3;stroke:var(--soft)}
 .mark.kill{stroke:var(--bad)}.mark.hold{stroke:var(--hold)}

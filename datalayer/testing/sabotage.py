@@ -5,8 +5,8 @@ Only entry points of the demo and of tests apply them, each to its own process; 
 ``no-journal``  the source's journal triggers are dropped behind the engine's back right after they were installed;
                 nobody applies eagerly or replays, and the looks that would notice are blinded: writes during the
                 backfill are missed.
-``no-arming``   the cut-over does not wait until the readers have acknowledged, and processes learn of routes late:
-                they read at the old authority after the new one has taken writes.
+``no-arming``   the cut-over does not wait until the readers have acknowledged, and processes never hear of the armed
+                phase and late of the next one: they read at the old authority after the new one has taken writes.
 
 The seams they use, all of them data or constructors of the engine:
 - ``datalayer.migrators.run.HANDLERS``: one handler per action of the plan; a sabotaged process replaces some
@@ -29,7 +29,7 @@ from datalayer.migrators import actions
 from datalayer.migrators.plan import Action
 from datalayer.migrators.run import HANDLERS
 from datalayer.migrators.verify import Verdict
-from datalayer.routing.route import Phase
+from datalayer.routing.route import LEASE_BINDS, Phase
 from datalayer.settings import load_settings
 
 if TYPE_CHECKING:
@@ -82,13 +82,17 @@ async def open_sabotaged(config: Path, name: str, sabotage: Sabotage, *, reads: 
 
 
 class LateControl:
-    """A control store that shows each change of the routings ``late_s`` seconds after it was made."""
+    """A control store that shows no armed phase, and each other change of the routings ``late_s`` after it was made.
+
+    A reader that came to know of the armed phase would be right again, however late it learns of the target.
+    """
 
     def __init__(self, control: Control, clock: Clock, late_s: float) -> None:
         self._control = control
         self._clock = clock
         self._late_s = late_s
         self._shown: tuple[int, dict[str, Routing]] | None = None
+        self._seen = -1
         self._due = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -97,14 +101,12 @@ class LateControl:
     async def routings(self) -> tuple[int, dict[str, Routing]]:
         """The routings as of ``late_s`` ago."""
         newest = await self._control.routings()
-        if self._shown is None:
+        now = self._clock.monotonic()
+        if newest[0] != self._seen:
+            self._seen, self._due = newest[0], now + self._late_s
+        armed = any(routing.phase in LEASE_BINDS for routing in newest[1].values())
+        if self._shown is None or (now >= self._due and not armed):
             self._shown = newest
-        elif newest[0] != self._shown[0]:
-            now = self._clock.monotonic()
-            if self._due == 0.0:
-                self._due = now + self._late_s
-            elif now >= self._due:
-                self._shown, self._due = newest, 0.0
         return self._shown
 
     async def wait_news(self, seen: int, timeout_s: float, *, poll_s: float) -> int:

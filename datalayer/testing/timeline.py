@@ -88,13 +88,16 @@ class Timeline:
         return found
 
     def buckets(self, *, writes: bool) -> list[Bucket]:
-        """Latencies of reads or writes, by the half second in which they ended."""
+        """Latencies of reads or writes, by the half second in which they ended; the last, cut one is left out."""
         width = int(BUCKET_S * 1e9)
         found: defaultdict[int, list[int]] = defaultdict(list)
         for call in self.calls:
             if call.writes is writes and self.began_ns <= call.ended_ns <= self.ended_ns:
                 found[(call.ended_ns - self.began_ns) // width].append(call.ended_ns - call.began_ns)
-        return [Bucket((number + 0.5) * BUCKET_S, spread_of(found[number])) for number in sorted(found)]
+        whole = (self.ended_ns - self.began_ns) // width
+        return [
+            Bucket((number + 0.5) * BUCKET_S, spread_of(found[number])) for number in sorted(found) if number < whole
+        ]
 
     def by_stretch(self, *, writes: bool) -> list[tuple[Stretch, Spread]]:
         """Latencies by phase, each call counted where it ended."""

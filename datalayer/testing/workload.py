@@ -397,9 +397,10 @@ def _say(told: dict[str, Any]) -> None:
 async def _main(options: argparse.Namespace) -> None:
     # Imported late: what stands above serves tests that need neither drivers nor an engine.
     from datalayer.layer import DataLayer, LayerOptions  # noqa: PLC0415
-    from datalayer.testing.sabotage import Sabotage, open_sabotaged  # noqa: PLC0415
 
     if options.sabotage:
+        from datalayer.testing.sabotage import Sabotage, open_sabotaged  # noqa: PLC0415
+
         reads = not any(op.writes for op in parse_mix(options.mix))
         opened = open_sabotaged(options.config, options.name, Sabotage(options.sabotage), reads=reads)
     else:

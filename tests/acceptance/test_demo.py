@@ -1,6 +1,7 @@
 """``datalayer demo`` as a new user runs it, and the planted mistakes that it must find."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ def demo(folder: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, "-m", "datalayer.cli", "demo", "--json", *SIZE, "--report", "report.html", *words],
         cwd=folder,
+        # A deployment that the user has configured: the demo must not come near it.
+        env={**os.environ, "DATALAYER_BACKENDS__MAIN__URL": "postgresql://nobody@127.0.0.1:1/production"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -59,3 +62,8 @@ def test_a_planted_mistake_is_found(tmp_path: Path, mistake: str) -> None:
         assert told["lost"] > 0
     else:
         assert told["stale"] > 0
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_play(tmp_path: Path) -> None:
+    code, told, _ = demo(tmp_path, "--report", "nowhere/report.html")
+    assert (code, told["error"]["type"]) == (2, "UsageError")
