@@ -61,6 +61,7 @@ def sabotage_engine(sabotage: Sabotage) -> None:
     HANDLERS[Action.VERIFY] = _find_nothing
     HANDLERS[Action.CHECK_ARM] = _look_away
     HANDLERS[Action.CHECK_HOLD] = _look_away
+    HANDLERS[Action.CHECK_CHANGED] = _look_away
 
 
 @asynccontextmanager
