@@ -12,10 +12,9 @@ from datalayer.stores.base import MetaRow
 from datalayer.stores.postgres.database import PostgresDatabase
 from datalayer.stores.postgres.guard import PostgresGuard
 from datalayer.stores.postgres.rows import PostgresCodec
+from datalayer.stores.postgres.stores import PostgresMessages, PostgresUsers
 from datalayer.stores.postgres.token import take_token
-from datalayer.stores.sql.messages import SqlMessages
 from datalayer.stores.sql.statement import create_table
-from datalayer.stores.sql.users import SqlUsers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +105,7 @@ class PostgresBackend:
 
     def store(self, domain: str, attempt: int) -> Any:
         assert self.refuses(domain) is None, "routing asks refuses() first"
-        make = SqlMessages if domain == "messages" else SqlUsers
+        make = PostgresMessages if domain == "messages" else PostgresUsers
         return make(self.db, self._product, attempt)
 
     async def ensure_schema(self, *, create: bool) -> None:

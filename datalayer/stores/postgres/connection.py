@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.adapt import AdaptersMap
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.pq import ConnStatus, Format, TransactionStatus
-from psycopg.types.string import TextBinaryLoader, TextLoader
+from psycopg.types.string import ByteaBinaryLoader, TextBinaryLoader, TextLoader
 
 if TYPE_CHECKING:
-    from psycopg.abc import PQGen
+    from psycopg.abc import Buffer, PQGen
 
 RV = TypeVar("RV")
 GRACE_S: Final = 0.1
 """How long a statement that was told to stop may take to answer."""
 NEVER: Final = float("inf")
+_UUIDS_OID: Final = 2951
+_ARRAY_HEAD: Final = 20
 _READ: Final = 1
 _WRITE: Final = 2
 _LEFTOVERS: Final = 3
@@ -33,6 +35,16 @@ ADAPTERS: Final = AdaptersMap(psycopg.adapters)
 # JSON stays the text it was stored as: parsing is the domain's business, and a copy must be bit-equal.
 ADAPTERS.register_loader("json", TextLoader)
 ADAPTERS.register_loader("json", TextBinaryLoader)
+
+
+class _UuidsLoader(Loader):
+    """A uuid[] as the concatenation of its items: head of 20 bytes, then length and bytes of each."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        raw = bytes(data)
+        return b"".join([raw[at : at + 16] for at in range(_ARRAY_HEAD + 4, len(raw), 20)])
 
 
 class TimeUp(Exception):
@@ -74,6 +86,7 @@ class DeadlineConnection(AsyncConnection[Any]):
     idle_since: float = 0.0
     _poll: select.poll | None = None
     _reused: AsyncCursor[Any] | None = None
+    _raw: AsyncCursor[Any] | None = None
 
     @property
     def reused(self) -> AsyncCursor[Any]:
@@ -82,6 +95,16 @@ class DeadlineConnection(AsyncConnection[Any]):
             self._reused = self.cursor()
             self._reused.format = Format.BINARY
         return self._reused
+
+    @property
+    def raw(self) -> AsyncCursor[Any]:
+        """As ``reused``, but a uuid is its 16 bytes and a uuid[] their concatenation."""
+        if self._raw is None:
+            self._raw = self.cursor()
+            self._raw.format = Format.BINARY
+            self._raw.adapters.register_loader("uuid", ByteaBinaryLoader)
+            self._raw.adapters.register_loader(_UUIDS_OID, _UuidsLoader)
+        return self._raw
 
     def usable(self) -> bool:
         """Whether the server has not hung up since the last call: what is known dead before a write is not applied."""

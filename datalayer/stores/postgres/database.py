@@ -120,6 +120,18 @@ class PostgresDatabase:
         """One writing statement in autocommit; rows of its RETURNING."""
         return await self._statement(sql, params, deadline, may_have_committed=True)
 
+    async def fetch_raw(self, sql: str, params: Sequence[Any], *, deadline: Deadline | None = None) -> list[Row]:
+        """As ``fetch``, but a uuid comes as its 16 bytes and a uuid[] as their concatenation."""
+        connection = await self._pool.take(_until(deadline))
+        try:
+            cursor = connection.raw
+            await cursor.execute(cast("QueryNoTemplate", sql), params)
+            return await cursor.fetchall()
+        except _CAUGHT as error:
+            raise translate(error, self.where, may_have_committed=False) from error
+        finally:
+            self._pool.give(connection)
+
     async def _statement(
         self, sql: str, params: Sequence[Any], deadline: Deadline | None, *, may_have_committed: bool
     ) -> list[Row]:
@@ -202,6 +214,14 @@ class PostgresTransaction:
         """Run one statement once per parameter set, in one pipeline."""
         try:
             await self.connection.cursor().executemany(sql.encode(), params)
+        except _CAUGHT as error:
+            raise translate(error, self._where, may_have_committed=False) from error
+
+    async def copy_in(self, sql: str, data: bytes) -> None:
+        """Run one COPY .. FROM STDIN with its whole input."""
+        try:
+            async with self.connection.cursor().copy(cast("QueryNoTemplate", sql)) as copy:
+                await copy.write(data)
         except _CAUGHT as error:
             raise translate(error, self._where, may_have_committed=False) from error
 

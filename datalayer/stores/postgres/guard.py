@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from datalayer.errors import Fenced, MigrationError, PreconditionFailed, StaleRoute
 from datalayer.stores.base import FenceState, GuardState
 from datalayer.stores.postgres.barrier import Barrier
-from datalayer.stores.postgres.bulk import BulkWriter
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.postgres.triggers import CREATE_FENCE_TABLE, FENCE_TABLE, GuardText
 from datalayer.stores.sql.journal import JournalStatements, TriggerJournal
@@ -84,7 +83,6 @@ class PostgresGuard:
         self._tombs = JournalStatements(store, attempt).tombs
         self._tables = tuple(relation.table.name for relation in store.relations.values())
         self._barrier = Barrier(db, self._tables)
-        self._bulk = BulkWriter(store)
 
     # --- steps of a coordinator ------------------------------------------------------------------------------------
 
@@ -240,7 +238,7 @@ class PostgresGuard:
                 if not rows or rows[0][0]:
                     raise StaleRoute(f"attempt {self._attempt} of {self._store.domain} has ended")
                 landing = await self._above_tombs(tx, records) if rows[0][1] else records
-                await self._bulk.write(tx, landing)
+                await self._store.apply_in(tx, landing)
         except Fenced as error:
             raise StaleRoute(f"{self._store.domain} is sealed here by another attempt") from error
 
