@@ -27,13 +27,14 @@ from datalayer.testing.contract import (
 from tests.contract.broken.breakage import Breakage, BrokenStores
 from tests.contract.broken.control import CONTROLS
 from tests.contract.broken.execute import MUTATIONS
+from tests.contract.broken.foreign import FOREIGN
 from tests.contract.broken.guard import GUARDS
 from tests.contract.broken.intents import INTENTS, BrokenControls
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
 from tests.contract.memory_program import Program
 
-STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all]
+STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all, *FOREIGN.all]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
 
