@@ -92,7 +92,7 @@ async def arm_journal(work: Work) -> str:
 
 async def publish_dual(work: Work) -> str:
     """Processes may apply eagerly; for a last-writer source they begin to write intents."""
-    if work.routing.phase is not Phase.DUAL:
+    if work.phase is not Phase.DUAL:
         migration = work.migration
         await work.publish(
             replace(
@@ -277,8 +277,10 @@ async def publish_complete(work: Work) -> str:
 
 async def publish_source(work: Work) -> str:
     """The source rules alone again."""
-    if work.routing.phase is not Phase.SOURCE or work.routing.target is not None:
+    if "cancelling" not in work.migration.milestones:
         await work.add_milestones("cancelling")
+    # A routing of an earlier attempt was never touched by this migration: there is nothing to take back.
+    if work.routing.attempt == work.migration.attempt and work.routing.target is not None:
         await work.publish(replace(work.routing, phase=Phase.SOURCE, target=None))
     return f"epoch {work.routing.epoch}"
 
@@ -294,6 +296,8 @@ async def last_drain(work: Work) -> str:
         return "not needed"
     migration = work.migration
     guard = work.target_guard if work.routing.authority == migration.target else work.source_guard
+    if not (await guard.state()).installed:
+        return "not needed: the journal was never on, or is off already"
     done = 0
     for _ in range(CATCH_UP_ROUNDS):
         records = await guard.journal.pending(500)

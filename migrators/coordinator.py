@@ -97,9 +97,9 @@ class Coordinator:
         """Reverse off, source fenced for good."""
 
         async def finish(work: Work) -> Migration:
-            if work.routing.phase not in (Phase.TARGET, Phase.COMPLETE):
+            if work.phase not in (Phase.TARGET, Phase.COMPLETE):
                 raise PreconditionFailed(
-                    f"the target does not rule yet: the phase is {work.routing.phase}",
+                    f"the target does not rule yet: the phase is {work.phase}",
                     hint="datalayer migrations cutover",
                 )
             await self._stage(work, Stage.COMPLETE)
@@ -111,9 +111,9 @@ class Coordinator:
         """Back to the source and forget the copy; only before the target rules."""
 
         async def undo(work: Work) -> Migration:
-            if work.routing.phase not in (Phase.SOURCE, Phase.DUAL, Phase.ARMED) or await self._is_sealed(work):
+            if work.phase not in (Phase.SOURCE, Phase.DUAL, Phase.ARMED) or await self._is_sealed(work):
                 raise PreconditionFailed(
-                    f"the phase is {work.routing.phase}: the target rules", hint="datalayer migrations rollback"
+                    f"the phase is {work.phase}: the target rules", hint="datalayer migrations rollback"
                 )
             await self._stage(work, Stage.CANCEL)
             return work.migration
@@ -181,7 +181,7 @@ class Coordinator:
             await self._stage(work, stage)
 
     async def _back(self, work: Work) -> Migration:
-        phase = work.routing.phase
+        phase = work.phase
         if phase in (Phase.SOURCE, Phase.DUAL):
             return work.migration
         if phase is Phase.COMPLETE:
@@ -243,7 +243,7 @@ class Coordinator:
             if not ruled or not verdict or not verdict["clean"]:
                 milestones -= {"verified"}
         sealed = work.routing.phase in LEASE_BINDS and await self._is_sealed(work)
-        return Standing(work.routing.phase, milestones, sealed, canary=work.routing.canary_pct < 100)
+        return Standing(work.phase, milestones, sealed, canary=work.routing.canary_pct < 100)
 
     async def _is_sealed(self, work: Work) -> bool:
         if work.routing.phase not in LEASE_BINDS:

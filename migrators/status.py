@@ -162,7 +162,7 @@ def next_steps(migration: Migration, routing: Routing) -> list[str]:
         purge = "completed" in migration.milestones and "purged" not in migration.milestones
         return ["datalayer migrations purge --yes"] if purge else []
     go_on = f"datalayer migrate {migration.domain} --to {migration.target.backend} --yes"
-    match routing.phase:
+    match routing.phase if routing.attempt == migration.attempt else Phase.SOURCE:
         case Phase.TARGET:
             return ["datalayer migrations complete", "datalayer migrations rollback"]
         case Phase.ARMED_BACK | Phase.HOLD_BACK:

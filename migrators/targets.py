@@ -51,7 +51,8 @@ async def planned_stages(places: Places, domain: str, to: str, until: Until) -> 
         raise PreconditionFailed(f"{domain} cannot go to {to!r}: {reason}")
     if live is None:
         return None, stages_to(Standing(Phase.SOURCE, frozenset()), until)
-    return live, stages_to(Standing(routing.phase, live.milestones), until)
+    phase = routing.phase if routing.attempt == live.attempt else Phase.SOURCE
+    return live, stages_to(Standing(phase, live.milestones), until)
 
 
 async def standing_of(places: Places, domain: str) -> tuple[Routing, Migration | None]:

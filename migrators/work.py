@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import MigrationError
 from datalayer.routing.replay import Replayer
+from datalayer.routing.route import Phase
 
 if TYPE_CHECKING:
     from datalayer.clock import Clock
@@ -80,6 +81,11 @@ class Work:
     def source_last_writer(self) -> bool:
         """Whether the source orders writes by intents."""
         return stores_last_writer(self.places, self.migration.source)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of this migration: source, as long as the routing in force is still that of an earlier attempt."""
+        return self.routing.phase if self.routing.attempt == self.migration.attempt else Phase.SOURCE
 
     async def refresh(self) -> Routing:
         """Read routing and migration again."""
