@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.cli.demo.stage import TARGET, Ended, Role, Stage, monotonic_of
+from datalayer.cli.exits import ExitCode
 from datalayer.errors import DatalayerError
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.testing import oracle
@@ -32,7 +33,7 @@ KILL_AT: Final = 0.45
 BACKFILL_SHARE: Final = 0.12
 BACKFILL_S_MIN: Final = 3.0
 """How long a throttled backfill takes, of the play's length and at least: there is a half way to be killed at."""
-DONE: Final = 0
+TRIES: Final = 8
 MIGRATE: Final = ("migrate", "messages", "--to", TARGET, "--yes")
 
 
@@ -77,7 +78,7 @@ class Play:
         ended = await self.stage.command(*MIGRATE, *rate, watch=lambda: self._half_way(watch))
         self._killed(ended, "the migrator, half way through the backfill")
         await self._serve(0.03, "nobody coordinates")
-        ended = await self.stage.command(*MIGRATE, *rate, failpoints="drain.after=kill")
+        ended = await self._command(*MIGRATE, *rate, failpoints="drain.after=kill")
         self._killed(ended, "the migrator, inside the hold")
         await self._run("resume: over to the second file", *MIGRATE)
         self.rows_copied = await watch.rows_copied()
@@ -115,9 +116,18 @@ class Play:
 
     async def _run(self, text: str, *words: str) -> None:
         self._tell(text)
-        ended = await self.stage.command(*words)
-        if ended.code != DONE:
+        ended = await self._command(*words)
+        if ended.code != ExitCode.DONE:
             self._failed(f"datalayer {' '.join(words)} ended with {ended.code}: {_said(ended)}")
+
+    async def _command(self, *words: str, failpoints: str = "") -> Ended:
+        """Run a command; one that stepped back (on a busy machine a hold may take too long) is run again."""
+        for _ in range(TRIES):
+            ended = await self.stage.command(*words, failpoints=failpoints)
+            if ended.code != ExitCode.NOT_FINISHED:
+                break
+            self._tell(f"not finished: {_said(ended)}; again")
+        return ended
 
     def _killed(self, ended: Ended, who: str) -> None:
         if not ended.killed:
