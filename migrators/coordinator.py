@@ -11,7 +11,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from datalayer.control.base import Migration
+from datalayer.control.base import Migration, coordinator_lease
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import (
     ConfigurationError,
@@ -28,7 +28,7 @@ from datalayer.migrators.run import run_stage
 from datalayer.migrators.work import Work
 from datalayer.routing.flip import write_roles
 from datalayer.routing.route import LEASE_BINDS, Phase, Place
-from datalayer.routing.watchdog import COORDINATOR_TTL_S, coordinator_lease
+from datalayer.routing.watchdog import COORDINATOR_TTL_S
 from datalayer.stores.base import Token
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError, MigrationError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 CHUNK_TTL_S: Final = 5.0
 POLL_S: Final = 0.1
+GIVE_BACK_S: Final = 1.0
 STUCK_S: Final = 4 * CHUNK_TTL_S
 
 
@@ -38,7 +40,7 @@ async def work_through(
         while (chunk := await control.take_chunk(run, name, CHUNK_TTL_S)) is not None:
             try:
                 await work(chunk)
-            except DatalayerError:
+            except (DatalayerError, asyncio.CancelledError):
                 await _give_back(control, run, chunk)
                 raise
 
@@ -58,7 +60,9 @@ async def work_through(
 
 
 async def _give_back(control: Control, run: str, taken: Chunk) -> None:
-    """End the lease now; what was checkpointed stays."""
-    for chunk in await control.chunks(run):
-        if chunk.number == taken.number and not chunk.done:
-            await control.checkpoint(chunk, 0.0)
+    """End the lease now; what was checkpointed stays. Where that fails, it lapses by itself."""
+    with contextlib.suppress(DatalayerError, TimeoutError):
+        async with asyncio.timeout(GIVE_BACK_S):
+            for chunk in await control.chunks(run):
+                if chunk.number == taken.number and chunk.lease_token == taken.lease_token and not chunk.done:
+                    await control.checkpoint(chunk, 0.0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from datalayer.control.base import coordinator_lease
 from datalayer.errors import DatalayerError, PreconditionFailed
 from datalayer.migrators.actions import VERDICT
 from datalayer.migrators.fleet import describe, proven_dead
 from datalayer.routing.route import Phase
-from datalayer.routing.watchdog import coordinator_lease
 
 if TYPE_CHECKING:
     from datalayer.control.base import Control, Migration

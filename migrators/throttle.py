@@ -34,8 +34,8 @@ class RateCap:
         return self._rows_per_s
 
     def bounded(self, rows: int) -> int:
-        """At most ``rows``, and no more than a quarter of a second's worth: a page must not outlast its lease."""
-        return rows if self._rows_per_s is None else max(1, min(rows, int(self._rows_per_s / 4)))
+        """At most ``rows``, so few that the pages of 64 workers, one after the other, stay within a lease."""
+        return rows if self._rows_per_s is None else max(1, min(rows, int(self._rows_per_s / 16)))
 
     def change(self, rows_per_s: float | None) -> None:
         """Another cap from now on, also for those who wait."""

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
-from datalayer.control.base import LEASE_RENEW_S
+from datalayer.control.base import LEASE_RENEW_S, coordinator_lease
 from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.replay import Replayer
@@ -35,11 +35,6 @@ POLL_ARMED_S: Final = 0.005
 ASSIST_S: Final = 0.5
 ASSIST_SLICE_S: Final = 1.0
 COORDINATOR_TTL_S: Final = 5.0
-
-
-def coordinator_lease(domain: str) -> str:
-    """The name of the lease that the one coordinator of a domain's migration holds."""
-    return f"migrate:{domain}"
 
 
 class Watchdog:

@@ -35,12 +35,12 @@ async def play(servers: Servers, directory: Path, data: Path | None, *, rest_s: 
         await fleet.serve(rest_s)
         await _over(fleet, cassandra, "cassandra", rest_s)
         await _back_and_over_again(fleet, "cassandra", rest_s)
-        await fleet.command("migrations", "complete")
+        await fleet.command("migrations", "complete", "--yes")
         await fleet.serve(rest_s)
         fleet.tell("home again: Cassandra -> Postgres")
         await _over(fleet, cassandra, "main", rest_s)
         await _back_and_over_again(fleet, "main", rest_s)
-        await fleet.command("migrations", "complete")
+        await fleet.command("migrations", "complete", "--yes")
         await fleet.serve(rest_s)
         found = await fleet.judge()
         assert found.clean, found.violations[:5]
@@ -58,7 +58,7 @@ async def _import(fleet: Fleet, data: Path) -> None:
 
 async def _over(fleet: Fleet, cassandra: CassandraServer, target: str, rest_s: float) -> None:
     """One way over with every kill; the migration of the round must be at ``target`` afterwards."""
-    migrate = ("migrate", "messages", "--to", target)
+    migrate = ("migrate", "messages", "--to", target, "--yes")
     for number, failpoint in enumerate(OVER_KILLS):
         await fleet.command(*migrate, failpoints=failpoint)
         await fleet.serve(rest_s / 2)
@@ -82,12 +82,12 @@ async def _over(fleet: Fleet, cassandra: CassandraServer, target: str, rest_s: f
 
 
 async def _back_and_over_again(fleet: Fleet, target: str, rest_s: float) -> None:
-    await fleet.command("migrations", "rollback", failpoints="fence_for_good.after=kill")
+    await fleet.command("migrations", "rollback", "--yes", failpoints="fence_for_good.after=kill")
     await fleet.serve(rest_s)
-    await fleet.command("migrations", "rollback")
+    await fleet.command("migrations", "rollback", "--yes")
     await fleet.serve(rest_s)
     await fleet.verdict()
-    await fleet.command("migrate", "messages", "--to", target)
+    await fleet.command("migrate", "messages", "--to", target, "--yes")
     await fleet.serve(rest_s)
     await fleet.verdict()
     status = await fleet.command("migrations", "status")
