@@ -14,6 +14,7 @@ import pytest
 from datalayer.clock import Deadline, SystemClock
 from datalayer.errors import (
     Closed,
+    DatalayerError,
     DeadlineExceeded,
     InvalidArgument,
     PreconditionFailed,
@@ -207,6 +208,26 @@ async def test_errors_are_the_librarys_own(db: SqliteDatabase) -> None:
     with pytest.raises(PreconditionFailed):
         await db.fetch("INSERT INTO t VALUES (1, 'x')")
     assert await rows(db) == []
+
+
+async def test_a_mistake_in_a_piece_of_work_is_its_callers_and_the_threads_live_on(db: SqliteDatabase) -> None:
+    def mistake(connection: sqlite3.Connection) -> None:
+        connection.execute("SELECT 1")
+        raise ZeroDivisionError
+
+    def refusal(connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            connection.execute("INSERT INTO t VALUES (1, 'x')")
+        raise SchemaBehind
+
+    for run in (db.read, db.write):
+        for _ in range(3):
+            with pytest.raises(DatalayerError, match="ZeroDivisionError"):
+                await run(mistake)
+            with pytest.raises(SchemaBehind):
+                await run(refusal)
+    assert await rows(db) == []
+    await db.run("INSERT INTO t VALUES (2, 'y')", deadline=soon(10))
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -106,7 +106,11 @@ class Worker:
     def _main(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                self._serve(job)
+                try:
+                    self._serve(job)
+                except Exception as error:  # noqa: BLE001 - a dead thread would leave every later caller waiting
+                    call = job if isinstance(job, Call) else job.begin
+                    self._mailbox.finish(call, None, _mistake(error))
         finally:
             if self._connection is not None:
                 self._connection.close()
@@ -126,6 +130,8 @@ class Worker:
                     self._stopped.wait(BUSY_PAUSE_S)
                     continue
                 self._mailbox.finish(call, None, translate(error, self._where))
+            except DatalayerError as error:
+                self._mailbox.finish(call, None, error)
             else:
                 self._mailbox.finish(call, result)
             return
@@ -141,6 +147,13 @@ class Worker:
 
     def _give_up(self, call: Call) -> bool:
         return call.abandoned or call.state is State.OVER or call.deadline.passed or self._stopped.is_set()
+
+
+def _mistake(error: Exception) -> DatalayerError:
+    """Our own mistake in a piece of work, as an error of its caller."""
+    failed = DatalayerError(f"work on a SQLite thread failed: {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
 
 
 class Step(Enum):
