@@ -170,7 +170,7 @@ class CassandraSession:
         future: asyncio.Future[list[Row] | None] = self._loop.create_future()
         try:
             answer = self._connected().execute_async(statement, timeout=timeout_s, paging_state=state)
-        except BaseException:
+        except BaseException:  # whatever it is, the slot is given back
             self._release()
             raise
         answer.add_callbacks(self._succeeded, self._failed, callback_args=(future, write), errback_args=(future, write))
