@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Backend
 
 MOVABLE: Final = ("users", "messages")
+_ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +236,12 @@ async def claim_first_places(settings: Settings, places: Places) -> None:
             raise RoutingMismatch(
                 f"{domain} on backend {backend.name!r} belongs to deployment {row.deployment}, not to this control store's",
                 hint="point [control] at that deployment's control store, or use an empty database",
+            )
+        if row is not None and row.role != "authority":
+            raise RoutingMismatch(
+                f"backend {backend.name!r} says that its {domain} are {_ROLES[row.role]}, but the control store knows no "
+                "route: it is new, or was restored from an old copy",
+                hint="restore the newest control store; see the runbook",
             )
         if row is None:
             await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))
