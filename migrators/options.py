@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal, Protocol
 
 from datalayer.errors import InvalidArgument
@@ -33,7 +34,7 @@ class MigrateOptions:
             raise InvalidArgument(f"workers is {self.workers}; it must be from 1 to 64")
         if not 1 <= self.canary_pct <= 100:
             raise InvalidArgument(f"canary is {self.canary_pct}; it must be a percentage from 1 to 100")
-        if self.rate_rows_per_s is not None and self.rate_rows_per_s <= 0:
+        if self.rate_rows_per_s is not None and not 0 < self.rate_rows_per_s < inf:
             raise InvalidArgument(f"rate is {self.rate_rows_per_s}; it must be above 0 rows a second")
         if not 1 <= self.max_hold_ms <= 60_000:
             raise InvalidArgument(f"max-hold is {self.max_hold_ms} ms; it must be from 1 to 60000")
