@@ -122,10 +122,11 @@ class Play:
 
     async def _command(self, *words: str, failpoints: str = "") -> Ended:
         """Run a command; one that stepped back (on a busy machine a hold may take too long) is run again."""
-        for _ in range(TRIES):
-            ended = await self.stage.command(*words, failpoints=failpoints)
-            if ended.code != ExitCode.NOT_FINISHED:
+        tries = 1
+        while (ended := await self.stage.command(*words, failpoints=failpoints)).code == ExitCode.NOT_FINISHED:
+            if tries == TRIES:
                 break
+            tries += 1
             self._tell(f"not finished: {_said(ended)}; again")
         return ended
 

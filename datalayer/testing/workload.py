@@ -281,7 +281,7 @@ async def walk(
         ticket = ledger.look(Op.HISTORY, room.bytes + NO_ID)
         try:
             page = await messages.history(room, limit=limit, cursor=cursor, oldest_first=oldest_first)
-        except Exception as error:
+        except Exception as error:  # recorded, then raised again
             ledger.fail(ticket, error)
             raise
         shown = [seen(message) for message in page.items]
