@@ -28,11 +28,11 @@ SELECT coalesce('pid ' || l.pid || ' (' || coalesce(nullif(a.application_name, '
 FROM pg_locks l
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
-WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (%s::text[]::regclass[]::oid[])
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n)
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.pid IS DISTINCT FROM pg_backend_pid()
-  AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
-ORDER BY a.xact_start NULLS FIRST LIMIT 5"""
+GROUP BY l.pid, a.application_name, a.backend_type, a.state, a.xact_start, p.gid
+ORDER BY bool_and(l.mode IN ('AccessShareLock', 'RowShareLock')), a.xact_start NULLS FIRST LIMIT 5"""
 
 
 class Barrier:
@@ -74,7 +74,7 @@ class Barrier:
         await tx.run(f"LOCK TABLE {self._names} IN SHARE ROW EXCLUSIVE MODE")
 
     async def holders(self) -> list[str]:
-        """Who holds locks on the tables that writers or DDL take, oldest transaction first."""
+        """Who holds locks on the tables: writers and DDL first, then readers; oldest transaction first."""
         return [str(row[0]) for row in await self._db.fetch(_HOLDERS, (list(self._tables),))]
 
     async def _refused(self, timeout_s: float) -> Unavailable:

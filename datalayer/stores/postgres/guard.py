@@ -11,11 +11,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from datalayer.errors import Fenced, MigrationError, PreconditionFailed, StaleRoute
+from datalayer.schemas.metadata import journal_tables
 from datalayer.stores.base import FenceState, GuardState
 from datalayer.stores.postgres.barrier import Barrier
+from datalayer.stores.postgres.journal import PostgresJournal
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.postgres.triggers import CREATE_FENCE_TABLE, FENCE_TABLE, GuardText
-from datalayer.stores.sql.journal import JournalStatements, TriggerJournal
+from datalayer.stores.sql.journal import JournalStatements
 from datalayer.stores.sql.store import Undo
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from datalayer.stores.sql.store import SqlStore
 
 INSTALL_TIMEOUT_S: Final = 30.0
+DROP_TIMEOUT_S: Final = 5.0
 SEAL_TIMEOUT_S: Final = 10.0
 
 _ROW: Final = (
@@ -45,6 +48,7 @@ SELECT coalesce((
     WHERE p.proname = ANY (%s::text[]) AND p.pronamespace = current_schema()::regnamespace), '')
   || ' ' || (SELECT system_identifier FROM pg_control_system())
   || ' ' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
+_PRESENT: Final = "SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NOT NULL"
 _CROSSING_KEYS: Final = """
 SELECT c.conname, c.conrelid::regclass::text, c.confrelid::regclass::text
 FROM pg_constraint c
@@ -75,7 +79,7 @@ class PostgresGuard:
     """The Guard of a Postgres side."""
 
     def __init__(self, db: PostgresDatabase, store: SqlStore, attempt: int) -> None:
-        self.journal: Journal = TriggerJournal(store, attempt)
+        self.journal: Journal = PostgresJournal(store, attempt)
         self._db = db
         self._store = store
         self._attempt = attempt
@@ -83,6 +87,8 @@ class PostgresGuard:
         self._tombs = JournalStatements(store, attempt).tombs
         self._tables = tuple(relation.table.name for relation in store.relations.values())
         self._barrier = Barrier(db, self._tables)
+        self._journal_tables = tuple(table.name for table in journal_tables(store.domain, attempt).all)
+        self._leftovers = Barrier(db, self._journal_tables)
 
     # --- steps of a coordinator ------------------------------------------------------------------------------------
 
@@ -150,30 +156,35 @@ class PostgresGuard:
         await self._barrier.run(step, SEAL_TIMEOUT_S)
 
     async def remove(self, token: Token, *, keep_fence: bool) -> None:
-        async def step(tx: PostgresTransaction) -> None:
-            row = await self._row(tx, token)
-            if row is None:
-                return
-            text = await self._text(tx)
-            present = await tx.run(
-                "SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NOT NULL", (list(self._tables),)
-            )
-            if len(present) == len(self._tables):
-                await self._barrier.lock(tx)
-                await self._switch_off(tx, text.journal_triggers())
-                if not keep_fence:
-                    await self._switch_off(tx, (*text.fence_triggers("lapse"), *text.fence_triggers("seal")))
-            await tx.run(
-                f"UPDATE {FENCE_TABLE} SET ended = true, fence = CASE WHEN %s THEN fence ELSE 'open' END "  # noqa: S608
-                "WHERE domain = %s AND attempt = %s",
-                (keep_fence, *self._key),
-            )
-            await self._remember(tx)
-            await tx.run("SET LOCAL lock_timeout = 200")
-            await tx.run(f"DROP TABLE IF EXISTS {text.journal}, {text.tombs}, {text.foreign}")
+        """Two transactions: the mark that ends the attempt, with its triggers off; then its tables, when they can go.
 
+        A reader of the journal's tables that does not end (pg_dump) keeps the tables, not the mark: Unavailable names
+        it, everything else is done by then, and a repeat takes up here.
+        """
         with suppress(StaleRoute):  # no guard was ever made in this database
-            await self._barrier.run(step, INSTALL_TIMEOUT_S)
+            await self._barrier.run(lambda tx: self._end(tx, token, keep_fence=keep_fence), INSTALL_TIMEOUT_S)
+            await self._leftovers.run(lambda tx: self._drop_journal(tx, token), DROP_TIMEOUT_S)
+
+    async def _end(self, tx: PostgresTransaction, token: Token, *, keep_fence: bool) -> None:
+        row = await self._row(tx, token)
+        if row is None or (row.ended and (keep_fence or row.fence == "open")):
+            return
+        text = await self._text(tx)
+        fences = () if keep_fence else (*text.fence_triggers("lapse"), *text.fence_triggers("seal"))
+        present = await tx.run(_PRESENT, (list(self._tables),))
+        if len(present) == len(self._tables):
+            await self._barrier.lock(tx)
+            await self._switch_off(tx, (*text.journal_triggers(), *fences))
+        await tx.run(
+            f"UPDATE {FENCE_TABLE} SET ended = true, fence = CASE WHEN %s THEN fence ELSE 'open' END "  # noqa: S608
+            "WHERE domain = %s AND attempt = %s",
+            (keep_fence, *self._key),
+        )
+
+    async def _drop_journal(self, tx: PostgresTransaction, token: Token) -> None:
+        if await self._row(tx, token) is not None:
+            await tx.run("SET LOCAL lock_timeout = 200")
+            await tx.run(f"DROP TABLE IF EXISTS {', '.join(self._journal_tables)}")
 
     # --- what any process may do -----------------------------------------------------------------------------------
 
