@@ -29,7 +29,6 @@ _UUIDS_OID: Final = 2951
 _ARRAY_HEAD: Final = 20
 _READ: Final = 1
 _WRITE: Final = 2
-_LEFTOVERS: Final = 3
 
 ADAPTERS: Final = AdaptersMap(psycopg.adapters)
 # JSON stays the text it was stored as: parsing is the domain's business, and a copy must be bit-equal.
@@ -107,19 +106,18 @@ class DeadlineConnection(AsyncConnection[Any]):
         return self._raw
 
     def usable(self) -> bool:
-        """Whether the server has not hung up since the last call: what is known dead before a write is not applied."""
+        """Whether the server has not hung up since the last call: what is known dead before a write is not applied.
+
+        A connection at rest has nothing to say. Whatever came - a farewell, the end of the stream - ends it; reading the
+        farewell alone would look like a living connection until the socket is closed too.
+        """
         pgconn = self.pgconn
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(pgconn.socket, select.POLLIN)
-        for _ in range(_LEFTOVERS):
-            if not self._poll.poll(0):
-                return pgconn.status == ConnStatus.OK and pgconn.transaction_status == TransactionStatus.IDLE
-            try:
-                pgconn.consume_input()
-            except psycopg.OperationalError:
-                return False
-        return False
+        if self._poll.poll(0):
+            return False
+        return pgconn.status == ConnStatus.OK and pgconn.transaction_status == TransactionStatus.IDLE
 
     def discard(self) -> None:
         """Close without a word to the server, which rolls back whatever is open. Idempotent."""

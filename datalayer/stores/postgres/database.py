@@ -16,7 +16,7 @@ from datalayer.stores.postgres.listener import Listener
 from datalayer.stores.postgres.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from psycopg.abc import QueryNoTemplate
 
@@ -165,7 +165,9 @@ class PostgresDatabase:
             except _CAUGHT:
                 connection.discard()
 
-    async def stream(self, sql: str, params: Sequence[Any] = (), *, batch: int = 1000) -> AsyncIterator[list[Row]]:
+    async def stream(
+        self, sql: str, params: Sequence[Any] = (), *, batch: int = 1000
+    ) -> AsyncGenerator[list[Row], None]:
         """Rows of a long read, batch by batch, through a server-side cursor. No deadline over the whole of it."""
         connection = await self._pool.take(_until(None))
         try:
