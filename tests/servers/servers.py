@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tests.servers import containers
-from tests.servers.cassandra import LocalCassandra, LocalCassandraCluster, NodePlan, install_cassandra
+from tests.servers.cassandra import HEAP, LocalCassandra, LocalCassandraCluster, NodePlan, install_cassandra
 from tests.servers.cassandra.cluster import ring_tokens
 from tests.servers.errors import NotControllable
 from tests.servers.given import POSTGRES_VARIABLE, given_cassandra, given_postgres
@@ -38,7 +38,9 @@ class Servers:
     Nothing happens before the first server is asked for. A server that cannot be started raises; no call skips.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, cassandra_heap: str = HEAP) -> None:
+        """``cassandra_heap``: of each local node, as Java writes it."""
+        self._cassandra_heap = cassandra_heap
         self._run = uuid.uuid4().hex[:12]
         self._owner = os.getpid()
         self._cleanup = ExitStack()
@@ -151,6 +153,7 @@ class Servers:
                 seeds=hosts,
                 tokens=ring_tokens(number, count),
                 jvm_options=jvm_options,
+                heap=self._cassandra_heap,
             )
             nodes.append(LocalCassandra(plan, install=install, folder=self._new_folder(name), mark=self._run))
         for node in nodes:

@@ -2,6 +2,6 @@
 
 from tests.servers.cassandra.cluster import LocalCassandraCluster
 from tests.servers.cassandra.install import CassandraInstall, install_cassandra
-from tests.servers.cassandra.server import LocalCassandra, NodePlan
+from tests.servers.cassandra.server import HEAP, LocalCassandra, NodePlan
 
-__all__ = ["CassandraInstall", "LocalCassandra", "LocalCassandraCluster", "NodePlan", "install_cassandra"]
+__all__ = ["HEAP", "CassandraInstall", "LocalCassandra", "LocalCassandraCluster", "NodePlan", "install_cassandra"]

@@ -14,7 +14,7 @@ from tests.servers.ports import LOOPBACK
 from tests.servers.process import Command, ServerProcess, clean_environment
 from tests.servers.watchdog import MARK
 
-_HEAP = "512M"
+HEAP = "512M"
 _START_TIMEOUT_S = 300.0
 _NODETOOL_TIMEOUT_S = 120.0
 
@@ -32,6 +32,7 @@ class NodePlan:
     seeds: Sequence[str]
     tokens: Sequence[int]
     jvm_options: Sequence[str] = ()
+    heap: str = HEAP
 
 
 class LocalCassandra:
@@ -141,8 +142,8 @@ class LocalCassandra:
             str(self._install.java),
             f"@{RESOURCES / 'jvm.options'}",
             *self._plan.jvm_options,
-            f"-Xms{_HEAP}",
-            f"-Xmx{_HEAP}",
+            f"-Xms{self._plan.heap}",
+            f"-Xmx{self._plan.heap}",
             f"-javaagent:{self._install.lib / 'jamm-0.4.0.jar'}",
             "-Dcassandra-foreground=yes",
             f"-Dcassandra.config=file://{folder / 'cassandra.yaml'}",
