@@ -65,12 +65,14 @@ PLAN: Final[dict[Stage, tuple[Action, ...]]] = {
         Action.SEAL_TARGET,
         Action.ARM_JOURNAL,
         Action.PUBLISH_DUAL,
-        Action.AWAIT_WRITERS,
     ),
-    Stage.BACKFILL: (Action.BACKFILL, Action.CATCH_UP),
+    # The waits stand before what needs them, not after what made them necessary: a coordinator that died while it
+    # waited has published already, and the next one begins with the stage that follows.
+    Stage.BACKFILL: (Action.AWAIT_WRITERS, Action.BACKFILL, Action.CATCH_UP),
     Stage.VERIFY: (Action.VERIFY,),
     Stage.ARM: (Action.CHECK_ARM, Action.PUBLISH_ARMED, Action.AWAIT_READERS),
     Stage.FLIP: (
+        Action.AWAIT_READERS,
         Action.CHECK_HOLD,
         Action.FENCE,
         Action.DRAIN,
