@@ -84,7 +84,11 @@ class LastWriterAuthority:
             lead = FINAL_LEAD if record.deleted else 0
             admitted = await self._intents.admit(record, lead=lead, create=create, deadline=deadline)
             if admitted.state is not AdmitState.ADMITTED:
-                return self._not_admitted(mutation, admitted, entity)
+                executed = self._not_admitted(mutation, admitted, entity)
+                if admitted.record is not None:
+                    # The writer before may have died between its intent and its write: what is answered must be there.
+                    await self._put(admitted.record, deadline)
+                return executed
             assert admitted.record is not None, "an admitted record comes back with its version"
             record = admitted.record
         await self._put(record, deadline)
