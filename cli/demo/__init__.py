@@ -83,7 +83,7 @@ def demo(
 
     run = asyncio.run(perform())
     report.write_text(page(run))
-    if run.passed and directory is None:
+    if directory is None and (run.passed or sabotage is not None):
         shutil.rmtree(folder)
     else:
         console.say(f"kept: {folder}")
