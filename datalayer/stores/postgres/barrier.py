@@ -27,7 +27,9 @@ SELECT coalesce('pid ' || l.pid || ' (' || coalesce(nullif(a.application_name, '
          || coalesce(a.state, '?') || ')', 'prepared transaction ' || coalesce(p.gid, '?'))
 FROM pg_locks l
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
+LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
+  AND x.virtualtransaction = l.virtualtransaction
+LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
 WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n)
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.pid IS DISTINCT FROM pg_backend_pid()

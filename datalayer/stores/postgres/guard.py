@@ -33,7 +33,7 @@ DROP_TIMEOUT_S: Final = 5.0
 SEAL_TIMEOUT_S: Final = 10.0
 
 _ROW: Final = (
-    f"SELECT place, flip, fence, ended, tampered, fingerprint, coalesce(lapses_at > clock_timestamp(), false) "  # noqa: S608
+    f"SELECT place, flip, fence, ended, fingerprint, coalesce(lapses_at > clock_timestamp(), false) "  # noqa: S608
     f"FROM {FENCE_TABLE} WHERE domain = %s AND attempt = %s"
 )
 # Statements over the catalogue: what the guard consists of, and which life of the server made it.
@@ -65,7 +65,6 @@ class _Row(NamedTuple):
     flip: int
     fence: FenceState
     ended: bool
-    tampered: bool
     fingerprint: str
     running: bool
 
@@ -208,10 +207,10 @@ class PostgresGuard:
         if not rows:
             return GuardState(installed=False, fence="open", flip=0)
         row = _Row(*rows[0])
-        tampered = row.tampered
+        tampered = False
         if not row.ended:
             found = await self._db.fetch(_FINGERPRINT, self._catalogue())
-            tampered = tampered or str(found[0][0]) != row.fingerprint
+            tampered = str(found[0][0]) != row.fingerprint
         return GuardState(not row.ended and row.place == self._store.attempt, row.now, row.flip, tampered)
 
     async def apply(self, records: Sequence[Record]) -> None:
@@ -298,7 +297,7 @@ class PostgresGuard:
             raise PreconditionFailed(f"{what} is the other side's: source and target are one database")
         if row.ended:
             raise MigrationError(f"{what} was removed")
-        if row.tampered or row.fingerprint != found:
+        if row.fingerprint != found:
             raise MigrationError(
                 f"{what} was changed by another program, or the server failed over: its journal cannot be trusted",
                 hint="cancel the migration and start it again",

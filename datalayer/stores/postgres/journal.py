@@ -37,8 +37,7 @@ class PostgresJournal(TriggerJournal):
 
     async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Record]:
         found = await super().pending(limit, part=part)
-        if not found:
-            await self.dirty((), ())  # an attempt that ended has nothing pending, and is not drained
+        await self.dirty((), ())  # an attempt that ended has nothing pending, and is not drained
         return found
 
     async def backlog(self) -> int:

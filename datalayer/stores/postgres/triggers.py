@@ -42,7 +42,6 @@ CREATE TABLE IF NOT EXISTS {FENCE_TABLE} (
   fence text NOT NULL DEFAULT 'open',
   lapses_at timestamptz,
   ended boolean NOT NULL DEFAULT false,
-  tampered boolean NOT NULL DEFAULT false,
   fingerprint text NOT NULL DEFAULT '',
   PRIMARY KEY (domain, attempt)
 )"""
