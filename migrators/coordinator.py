@@ -352,7 +352,7 @@ class Coordinator:
     async def _replay_forever(self, work: Work) -> None:
         while True:
             idle = True
-            if work.routing.mirror is not None and work.hold_began is None:
+            if work.routing.mirror is not None and not work.flipping:
                 try:
                     async with work.replay_lock:
                         replayed = await (await work.replayer()).step()

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT_S: Final = 0.2
 FENCE_TRIES: Final = 20
-CHANGED_MAX: Final = 500
+CHANGED_MAX: Final = 100
+CHANGED_BEFORE_MAX: Final = 5000
+SHORT_WAITS_S: Final = (0.0, 0.05, 0.2)
 SETTLE_ROUNDS: Final = 50
 SHORT_BACKLOG: Final = 200
 
@@ -32,6 +34,7 @@ async def check_hold(work: Work) -> str:
         return "the fence is permanent already"
     await check_ready(work)
     assert work.routing.canary_pct == 100, "a flip needs every reader at the journal-first rule (I3)"
+    await _check_changed_so_far(work)
     async with work.replay_lock:
         replayer = await work.replayer()
         backlog = 0
@@ -54,6 +57,8 @@ async def fence(work: Work) -> str:
         return "the fence is permanent already"
     work.migration = await work.control.update_migration(work.token, work.migration.id, flips=work.migration.flips + 1)
     authority, _ = work.places.sides(work.routing)
+    async with work.replay_lock:
+        work.flipping = True  # no round of the background replay is under way when the hold begins, and none will be
     lapse_s = work.options.max_hold_ms / 1000
     refused: Unavailable | None = None
     for attempt in range(FENCE_TRIES):
@@ -63,7 +68,7 @@ async def fence(work: Work) -> str:
             refused = error
             await asyncio.sleep(min(0.02 * 2**attempt, 0.4))
             continue
-        work.hold_began = work.clock.monotonic()
+        work.hold_began, work.hold_parts = work.clock.monotonic(), {}
         return f"flip {work.migration.flips}"
     raise NotFinished(f"the fence could not be set: {refused.message if refused else 'busy'}") from refused
 
@@ -91,22 +96,7 @@ async def check_changed(work: Work) -> str:
     if await _sealed(work):
         return "after the permanent fence"
     keys = list(work.changed)[:CHANGED_MAX]
-    assert work.routing.mirror is not None, "a hold has a mirror"
-    domain = work.migration.domain
-    authority, _ = work.places.sides(work.routing)
-    verifier = Verifier(
-        domain,
-        work.places.store(domain, work.routing.authority),
-        work.places.store(domain, work.routing.mirror),
-        authority.journal,
-        control=work.control,
-        clock=work.clock,
-        run_name="",
-        holder=work.holder,
-        failpoints=work.failpoints,
-        progress=lambda _: None,
-    )
-    wrong = await verifier.unequal_now(keys)
+    wrong = await _verifier(work).unequal_now(keys)
     if wrong:
         raise MigrationError(f"{len(wrong)} record(s) differ inside the hold, first: {wrong[0][0]} {wrong[0][1].hex()}")
     await _check_budget(work)
@@ -142,6 +132,7 @@ async def open_other(work: Work) -> str:
             known_sealed=mine,
         )
     published_at = work.clock.monotonic()
+    work.flipping = False
     await write_roles(work.places, work.routing)
     if work.hold_began is None:
         return f"finished a flip begun by another coordinator, epoch {work.routing.epoch}"
@@ -153,13 +144,44 @@ async def open_other(work: Work) -> str:
         "direction": direction,
         "ms": round(hold_ms, 2),
         "at_us": work.clock.now_us(),
+        "parts_ms": work.hold_parts,
     }
     await work.control.put_document(work.migration.id, "holds", {"holds": [*holds["holds"], entry]})
     return f"held {hold_ms:.1f} ms, epoch {work.routing.epoch}"
 
 
+async def _check_changed_so_far(work: Work) -> None:
+    """Before the hold: judge the keys replayed since the last verification; those too hot to judge stay for the hold."""
+    keys = list(work.changed)[:CHANGED_BEFORE_MAX]
+    differences, undecided = await _verifier(work).judge(keys, waits_s=SHORT_WAITS_S)
+    if differences:
+        first = differences[0]
+        raise MigrationError(f"{len(differences)} record(s) differ before the hold, first: {first.what} {first.key}")
+    work.changed.difference_update(keys)
+    work.changed.update(undecided)
+
+
+def _verifier(work: Work) -> Verifier:
+    assert work.routing.mirror is not None, "a cut-over has a mirror"
+    domain = work.migration.domain
+    authority, _ = work.places.sides(work.routing)
+    return Verifier(
+        domain,
+        work.places.store(domain, work.routing.authority),
+        work.places.store(domain, work.routing.mirror),
+        authority.journal,
+        control=work.control,
+        clock=work.clock,
+        run_name="",
+        holder=work.holder,
+        failpoints=work.failpoints,
+        progress=lambda _: None,
+    )
+
+
 async def step_back(work: Work) -> None:
     """End a hold that did not come to its permanent fence: writes go on at once at the same authority."""
+    work.flipping = False
     if work.hold_began is None:
         return
     work.hold_began = None

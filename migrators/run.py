@@ -57,6 +57,7 @@ async def run_stage(work: Work, stage: Stage, *, leave_out: frozenset[Action] = 
             await work.control.record_step(work.token, action, "doing")
         work.reporter.step(action, "doing", "")
         await work.failpoints.reach(f"{action}.before")
+        began = work.clock.monotonic()
         try:
             detail = await HANDLERS[action](work)
         except DatalayerError as error:
@@ -64,6 +65,8 @@ async def run_stage(work: Work, stage: Stage, *, leave_out: frozenset[Action] = 
             await work.control.record_step(work.token, action, "failed", error.message)
             work.reporter.step(action, "failed", error.message)
             raise
+        if work.hold_began is not None:
+            work.hold_parts[str(action)] = round((work.clock.monotonic() - max(began, work.hold_began)) * 1000, 1)
         await work.failpoints.reach(f"{action}.after")
         if not quiet:
             await work.control.record_step(work.token, action, "done", detail)

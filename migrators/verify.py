@@ -133,7 +133,7 @@ class Verifier:
             mirror.records,
             len(candidates),
             tuple(differences[:REPORT_MAX]),
-            tuple(undecided[:REPORT_MAX]),
+            tuple(f"{kind}:{key.hex()}" for kind, key in undecided[:REPORT_MAX]),
             authority.max_version,
         )
         for side in ("authority", "mirror"):
@@ -241,12 +241,14 @@ class Verifier:
 
     # --- judging ----------------------------------------------------------------------------------------------------
 
-    async def judge(self, keys: Sequence[Key]) -> tuple[list[Difference], list[str]]:
+    async def judge(
+        self, keys: Sequence[Key], *, waits_s: Sequence[float] = WAITS_S
+    ) -> tuple[list[Difference], list[Key]]:
         """(differences, undecided) among candidate keys, reading both sides again until each is decided."""
         open_keys, seen = list(keys), dict.fromkeys(keys)
         versions: dict[Key, int | None] = dict(seen)
         differences: dict[Key, Difference] = {}
-        for attempt, wait_s in enumerate(WAITS_S):
+        for attempt, wait_s in enumerate(waits_s):
             if not open_keys:
                 break
             await asyncio.sleep(wait_s)
@@ -254,8 +256,7 @@ class Verifier:
             for at in range(0, len(open_keys), 500):
                 still += await self._judge_batch(open_keys[at : at + 500], versions, differences, attempt)
             open_keys = still
-        undecided = [f"{kind}:{key.hex()}" for kind, key in open_keys if (kind, key) not in differences]
-        return list(differences.values()), undecided
+        return list(differences.values()), [key for key in open_keys if key not in differences]
 
     async def _judge_batch(
         self, keys: list[Key], versions: dict[Key, int | None], differences: dict[Key, Difference], attempt: int

@@ -37,6 +37,10 @@ class Work:
     failpoints: Failpoints
     replay_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     hold_began: float | None = None
+    flipping: bool = False
+    """The background replay pauses: the flip replays itself."""
+    hold_parts: dict[str, float] = field(default_factory=dict)
+    """Milliseconds of each action within the present hold."""
     changed: set[Any] = field(default_factory=set)
     """Keys replayed since the last clean verification."""
     _replayer: Replayer | None = None
