@@ -70,14 +70,17 @@ class Wire:
         self.machine: Final = machine
         self.profile = Profile()
         self.plan: Callable[[Call], Injection | None] | None = None
+        self.prompt: Callable[[Call], bool] = lambda _call: False
+        """Calls that never land late."""
         self._loop = loop
         self._rng = rng
         self._trace = trace
         self._hits = hits
-        self._dying = False
+        self.dying = False
+        """The process has ended, or does at this instant."""
 
     def __call__(self, call: Call) -> Injection:
-        if self._dying or not self.machine.alive:
+        if self.dying or not self.machine.alive:
             return Injection(Fault.CRASH_BEFORE)
         injection = None if self.plan is None else self.plan(call)
         if injection is None:
@@ -88,7 +91,7 @@ class Wire:
         self._trace.enter(line if injection.request_s < 1 else f"{line} +{injection.request_s:.3f}")
         if injection.fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER):
             self._hits["crash at a call"] += 1
-            self._dying = True
+            self.dying = True
             # After the effect means: once everything of that instant has run.
             wait_s = injection.request_s + 1e-9 if injection.fault is Fault.CRASH_AFTER else 0.0
             self._loop.call_later(wait_s, self.die, context=Context())
@@ -96,7 +99,7 @@ class Wire:
 
     def die(self) -> None:
         """The process ends here and now."""
-        self._dying = True
+        self.dying = True
         if self.machine.alive:
             self._loop.kill(self.machine)
 
@@ -117,7 +120,7 @@ class Wire:
         if draw < profile.hang:
             return Injection(rng.choice((Fault.HANG, Fault.HANG_APPLIED)), request_s, reply_s)
         draw -= profile.hang
-        if draw < profile.late and call.write:
+        if draw < profile.late and call.write and not self.prompt(call):
             self._hits["request lands late"] += 1
             left_s = 5.0 if call.deadline is None else max(call.deadline.remaining(), 0.0)
             return Injection(Fault.NONE, left_s + profile.late_s * rng.random(), 0.0)

@@ -160,6 +160,9 @@ class World:
         # Of no real host: the real machine knows nothing about a simulated process's life.
         layer.process = replace(layer.process, host="sim", pid=self._numbers, boot_id="")
         layer._watchdog._process = layer.process  # noqa: SLF001 - as above
+        # A last-writer authority at rest keeps no journal: that a write of before the migration lands hours later (a
+        # hint) is ruled out by waiting longer than the hint window, not by the protocol.
+        wire.prompt = lambda call: call.name == "apply" and layer.router(self.pair.domain).routing.at_rest
         process = Process(machine, wire, layer, [])
         self.processes.append(process)
         await self.loop.spawn(machine, layer.start(), name=f"{machine.name}/start")

@@ -1,0 +1,23 @@
+"""How long each programme of this folder may run in each tier, in seconds of this process's own time."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tests.conftest import TIER
+
+T = TypeVar("T")
+SECONDS = {
+    "crash matrix": {"check": 2.0, "test": 75.0, "deep": 900.0},
+    "simulation": {"check": 3.0, "test": 80.0, "deep": 1800.0},
+    "users": {"check": 1.0, "test": 10.0, "deep": 300.0},
+}
+
+
+def within(programme: str, work: Iterable[T]) -> Iterator[T]:
+    """The pieces of work that fit; at least one. Processor time: a busy machine does not shrink the programme."""
+    ends = time.process_time() + SECONDS[programme][TIER]
+    for one in work:
+        yield one
+        if time.process_time() >= ends:
+            return
