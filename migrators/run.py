@@ -62,7 +62,8 @@ async def run_stage(work: Work, stage: Stage, *, leave_out: frozenset[Action] = 
             detail = await HANDLERS[action](work)
         except DatalayerError as error:
             await hold.step_back(work)
-            await work.control.record_step(work.token, action, "failed", error.message)
+            parts = f" {work.hold_parts}" if work.hold_parts else ""
+            await work.control.record_step(work.token, action, "failed", error.message + parts)
             work.reporter.step(action, "failed", error.message)
             raise
         if work.hold_began is not None:

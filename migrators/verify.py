@@ -272,9 +272,14 @@ class Verifier:
             settled = attempt > 0 and versions[key] == version
             versions[key] = version
             if settled and not await self._journal.dirty([key[1][:16]], [key]):
-                again = (await self._authority.fetch([key])).get(key)
-                if (None if again is None else again.version) == version:
-                    differences[key] = _difference(key, a, m)
+                # Both once more, now that the key is known to be clean: the replayer may have come between the
+                # first read of the mirror and the look into the journal.
+                again, mirrored = (
+                    (await self._authority.fetch([key])).get(key),
+                    (await self._mirror.fetch([key])).get(key),
+                )
+                if (None if again is None else again.version) == version and not self._equal(again, mirrored):
+                    differences[key] = _difference(key, again, mirrored)
                     continue
             still.append(key)
         return still

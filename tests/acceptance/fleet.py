@@ -114,6 +114,6 @@ class Fleet:
         return found
 
 
-def holds_of(told: dict[str, Any]) -> list[float]:
-    """The holds in a status, in ms."""
-    return [float(ms) for ms in told.get("holds_ms", [])]
+def holds_of(told: dict[str, Any]) -> list[str]:
+    """The holds in a status: ms, and the ms of each part."""
+    return [f"{hold['ms']} {hold['parts_ms']}" for hold in told.get("holds", [])]

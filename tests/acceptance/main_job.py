@@ -73,6 +73,7 @@ async def _over(fleet: Fleet, cassandra: CassandraServer, target: str, rest_s: f
             await asyncio.to_thread(cassandra.start)
             ended = await going_on
             fleet.tell(f"Cassandra is back after 20 s; migrate --until verified -> {ended.code}")
+            assert ended.code == 0, ended.told.get("error")
     ended = await fleet.command(*migrate)
     await fleet.serve(rest_s)
     await fleet.verdict()
