@@ -169,7 +169,7 @@ async def verify(work: Work) -> str:
     """Compare both sides; VerificationFailed when they differ."""
     work.changed.clear()
     verdict = await run_verification(work)
-    if not verdict.clean:
+    if not verdict.ready:
         first = verdict.differences[0] if verdict.differences else None
         what = f"{first.what} {first.kind} {first.key}" if first else f"undecided {verdict.undecided[0]}"
         raise VerificationFailed(
@@ -231,7 +231,7 @@ async def check_ready(work: Work) -> None:
             hint="mend it, then datalayer migrations repair",
         )
     verdict = await work.control.document(work.migration.id, VERDICT)
-    if verdict is None or not verdict["clean"] or verdict["authority"] != work.routing.authority.backend:
+    if verdict is None or not verdict["ready"] or verdict["authority"] != work.routing.authority.backend:
         raise PreconditionFailed("the last verification is not clean or too old", hint="datalayer migrations verify")
     if work.clock.now_us() - verdict["at_us"] > VERDICT_MAX_AGE_US:
         raise PreconditionFailed("the last verification is older than 24 h", hint="datalayer migrations verify")

@@ -240,7 +240,7 @@ class Coordinator:
         if work.routing.phase is Phase.DUAL:
             verdict = await self._control.document(work.migration.id, VERDICT)
             ruled = verdict is not None and verdict["authority"] == work.routing.authority.backend
-            if not ruled or not verdict or not verdict["clean"]:
+            if not ruled or not verdict or not verdict["ready"]:
                 milestones -= {"verified"}
         sealed = work.routing.phase in LEASE_BINDS and await self._is_sealed(work)
         return Standing(work.phase, milestones, sealed, canary=work.routing.canary_pct < 100)

@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import MigrationError, NotFinished, Unavailable
-from datalayer.migrators.actions import check_ready
+from datalayer.migrators.actions import VERDICT, check_ready
 from datalayer.migrators.verify import Verifier
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.route import Phase
@@ -152,6 +152,10 @@ async def open_other(work: Work) -> str:
 
 async def _check_changed_so_far(work: Work) -> None:
     """Before the hold: judge the keys replayed since the last verification; those too hot to judge stay for the hold."""
+    verdict = await work.control.document(work.migration.id, VERDICT) or {}
+    for name in verdict.get("undecided", ()):
+        kind, _, key = name.partition(":")
+        work.changed.add((kind, bytes.fromhex(key)))
     keys = list(work.changed)[:CHANGED_BEFORE_MAX]
     differences, undecided = await _verifier(work).judge(keys, waits_s=SHORT_WAITS_S)
     if differences:

@@ -69,7 +69,7 @@ PLAN: Final[dict[Stage, tuple[Action, ...]]] = {
     # The waits stand before what needs them, not after what made them necessary: a coordinator that died while it
     # waited has published already, and the next one begins with the stage that follows.
     Stage.BACKFILL: (Action.AWAIT_WRITERS, Action.BACKFILL, Action.CATCH_UP),
-    Stage.VERIFY: (Action.VERIFY,),
+    Stage.VERIFY: (Action.CATCH_UP, Action.VERIFY),
     Stage.ARM: (Action.CHECK_ARM, Action.PUBLISH_ARMED, Action.AWAIT_READERS),
     Stage.FLIP: (
         Action.AWAIT_READERS,

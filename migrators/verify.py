@@ -35,6 +35,7 @@ MODULUS: Final = 1 << 128
 WAITS_S: Final = (0.0, 0.05, 0.2, 1.0, 2.0, 4.0)
 DRILL_KEYS_MAX: Final = 100_000
 REPORT_MAX: Final = 1000
+UNDECIDED_MAX: Final = 100
 SAMPLE_SLOTS: Final = SLOTS // 16
 Bins = dict[int, tuple[int, int]]
 
@@ -69,9 +70,14 @@ class Verdict:
         """Whether the sides are equal as far as this pass can see."""
         return not self.differences and not self.undecided
 
+    @property
+    def ready(self) -> bool:
+        """Whether a cut-over may follow: what is undecided is judged again right before the hold and inside it."""
+        return not self.differences and len(self.undecided) <= UNDECIDED_MAX
+
     def document(self) -> dict[str, Any]:
         """As plain values."""
-        return {**asdict(self), "clean": self.clean}
+        return {**asdict(self), "clean": self.clean, "ready": self.ready}
 
 
 @dataclass(slots=True)
