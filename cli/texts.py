@@ -31,6 +31,8 @@ def status_text(status: Mapping[str, Any]) -> str:
         lines.append(
             f"  quarantined  {status['quarantined_count']}, first {first['kind']} {first['key']}: {first['reason']}"
         )
+    if status["foreign_writers"]:
+        lines.append(f"  also written by {', '.join(status['foreign_writers'])}")
     lines += [f"  waits for    {process}" for process in status["behind"]]
     if status["coordinator"]:
         lines.append(f"  coordinator  {status['coordinator']}")

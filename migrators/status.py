@@ -46,6 +46,7 @@ async def status(places: Places, migration: Migration) -> dict[str, Any]:
     quarantined = await control.quarantined(migration.id, 1000)
     behind = await control.behind(migration.domain, routing.epoch)
     holder = await control.holder(coordinator_lease(migration.domain))
+    backlog, foreign = await _journal(places, migration, routing)
     return {
         "id": migration.id,
         "domain": migration.domain,
@@ -56,7 +57,8 @@ async def status(places: Places, migration: Migration) -> dict[str, Any]:
         "milestones": sorted(migration.milestones),
         "epoch": routing.epoch,
         "paused": migration.paused,
-        "backlog": await _backlog(places, migration, routing),
+        "backlog": backlog,
+        "foreign_writers": foreign,
         "rows_copied": sum(chunk.rows for chunk in chunks),
         "ranges": {"done": sum(chunk.done for chunk in chunks), "all": len(chunks)},
         "quarantined": [
@@ -112,6 +114,14 @@ async def why(places: Places, migration: Migration) -> list[dict[str, str]]:
     if holder is not None:
         because("coordinator", f"{holder[0]} is at work", "wait for it, or end it")
     await _why_stores(places, migration, routing, because)
+    _, foreign = await _journal(places, migration, routing)
+    if foreign and migration.options.get("foreign_writers") != "refuse":
+        because(
+            "foreign_writers",
+            f"programs that do not use this library write {migration.domain}: {', '.join(foreign[:5])}",
+            f"move them over, or datalayer migrate {migration.domain} --to {migration.target.backend} "
+            "--foreign-writers refuse",
+        )
     if migration.finished:
         return [{"reason": "finished", "detail": f"{migration.id} has ended", "way_out": "datalayer migrations list"}]
     if not reasons:
@@ -133,15 +143,16 @@ async def _why_stores(places: Places, migration: Migration, routing: Routing, be
             because("backend", f"{side} {place.backend!r}: {error.message}", "bring it back")
 
 
-async def _backlog(places: Places, migration: Migration, routing: Routing) -> int | None:
+async def _journal(places: Places, migration: Migration, routing: Routing) -> tuple[int | None, list[str]]:
+    """(dirty keys, programs other than this library that write) at the authority; (None, []) where that is unknown."""
     if routing.mirror is None or routing.attempt != migration.attempt:
-        return None
+        return None, []
     try:
         await places.ensure_open(routing.authority)
         guard, _ = places.sides(routing)
-        return await guard.journal.backlog()
+        return await guard.journal.backlog(), await guard.journal.foreign_writers()
     except DatalayerError:
-        return None
+        return None, []
 
 
 def _phase(migration: Migration, routing: Routing) -> str:

@@ -226,6 +226,18 @@ def test_why_names_a_backend_that_is_down(moving: World) -> None:
     assert moving.json("migrations", "status")["phase"] == "dual"
 
 
+def test_foreign_writers_are_named_and_stop_the_cut_over_until_they_are_refused(moving: World) -> None:
+    record = next(iter(moving.server("main").tables["messages", 0].records.values()))
+    moving.server("main").foreign_write(("messages", 0), record, program="psql")
+    assert reasons(moving) == ["foreign_writers"]
+    assert "also written by psql" in moving.run("migrations", "status").stdout
+    ended = moving.run("migrate", "messages", "--to", "other", "--yes", exit_code=3)
+    assert "psql" in ended.stderr
+    assert moving.phase() == "dual"
+    moving.run("migrate", "messages", "--to", "other", "--yes", "--foreign-writers", "refuse")
+    assert moving.phase() == "target"
+
+
 def test_why_has_nothing_to_say_of_a_healthy_and_of_an_ended_migration(moving: World) -> None:
     assert reasons(moving) == ["none"]
     moving.run("migrations", "cancel", "--yes")
