@@ -347,4 +347,4 @@ class PostgresGuard:
         text = GuardText(self._store.domain, self._store.attempt, self._attempt, "public")
         functions = [name for table in text.tables for name in (table.lift, table.note)]
         pattern = f"^datalayer_[abcd]_[a-z]+_{self._attempt}(_row)?$"
-        return (list(self._tables), pattern, [*functions, "datalayer_refuse", "datalayer_refuse_truncate"])
+        return (list(self._tables), pattern, [*functions, text.refuse_function, text.truncate_function])

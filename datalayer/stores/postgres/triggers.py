@@ -93,6 +93,9 @@ class GuardText:
         self.journal, self.tombs, self.foreign = (table.name for table in tables.all)
         self._journal_ddl = [ddl for table in tables.all for ddl in create_table("postgresql", table)]
         self._schema = quoted(schema)
+        # Of this attempt alone: making them again would change the fingerprint of every other guard in the database.
+        self.refuse_function = f"datalayer_refuse_{domain}_{attempt}"
+        self.truncate_function = f"datalayer_truncate_{domain}_{attempt}"
         self.tables = tuple(
             GuardedTable(
                 kind,
@@ -110,8 +113,8 @@ class GuardText:
     def prepare(self) -> Iterator[str]:
         """Tables and functions: what needs no lock on the data."""
         yield from self._journal_ddl
-        yield self._function("datalayer_refuse", _REFUSE)
-        yield self._function("datalayer_refuse_truncate", _REFUSE_TRUNCATE)
+        yield self._function(self.refuse_function, _REFUSE)
+        yield self._function(self.truncate_function, _REFUSE_TRUNCATE)
         for table in self.tables:
             yield self._function(table.lift, self._lift_body(table))
             yield self._function(table.note, self._note_body(table))
@@ -125,7 +128,7 @@ class GuardText:
             yield f"CREATE TRIGGER {note} AFTER INSERT OR UPDATE OR DELETE ON {table.name} {head} {table.note}()"
             yield (
                 f"CREATE TRIGGER {truncate} BEFORE TRUNCATE ON {table.name} "
-                "FOR EACH STATEMENT EXECUTE FUNCTION datalayer_refuse_truncate()"
+                f"FOR EACH STATEMENT EXECUTE FUNCTION {self.truncate_function}()"
             )
             for trigger in (lift, note, truncate):
                 yield f"ALTER TABLE {table.name} ENABLE ALWAYS TRIGGER {trigger}"
@@ -148,7 +151,7 @@ class GuardText:
         Slot-limited fences will add a condition on the row's slot to the row trigger, and have no statement trigger.
         """
         lapse = "" if until is None else f"clock_timestamp() < '{until}'::timestamptz AND "
-        call = f"WHEN ({lapse}{self._passes_not}) EXECUTE FUNCTION datalayer_refuse"
+        call = f"WHEN ({lapse}{self._passes_not}) EXECUTE FUNCTION {self.refuse_function}"
         arguments = f"('{self.domain}', '{self.attempt}', '{flip:d}')"
         for table in self.tables:
             for trigger, level in zip(self.fence_triggers(form), ("STATEMENT", "ROW"), strict=True):
