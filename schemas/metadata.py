@@ -194,7 +194,7 @@ def meta_table() -> sa.Table:
 
 
 def token_table() -> sa.Table:
-    """The newest coordinator's fencing token of each domain; attempts rise, so (attempt, value) orders them."""
+    """The newest coordinator's fencing token of each domain; the value orders them (it is the number of the one lease)."""
     return sa.Table(
         "datalayer_token",
         sa.MetaData(),

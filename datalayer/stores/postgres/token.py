@@ -1,4 +1,8 @@
-"""The coordinator's fencing token: a database that has seen a newer one refuses every step of an older."""
+"""The coordinator's fencing token: a database that has seen a newer one refuses every step of an older.
+
+The value alone orders them: it comes from the one lease of the domain, whose number never falls. The attempt does not:
+a purge of an earlier attempt is younger than the steps of a later one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
 _TAKE: Final = """
 INSERT INTO datalayer_token AS t (domain, migration, attempt, value) VALUES (%s, %s, %s, %s)
 ON CONFLICT (domain) DO UPDATE SET migration = excluded.migration, attempt = excluded.attempt, value = excluded.value
-WHERE (excluded.attempt, excluded.value) >= (t.attempt, t.value)
+WHERE excluded.value >= t.value
 RETURNING t.value"""
 
 

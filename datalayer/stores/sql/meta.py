@@ -125,15 +125,14 @@ def _upsert_meta(dialect: Dialect, meta: sa.Table) -> sa.sql.expression.Executab
 
 
 def _raise_token(dialect: Dialect, token: sa.Table) -> sa.sql.expression.Executable:
-    """Attempts rise from migration to migration, values within one: (attempt, value) orders all tokens of a domain."""
+    """The value alone orders them: it comes from the one lease of the domain, whose number never falls.
+
+    The attempt does not: a purge of an earlier attempt is younger than the steps of a later one.
+    """
     core = insert(dialect, token).values(values_of(TOKEN_COLUMNS))
-    newer = sa.or_(
-        core.excluded.attempt > token.c.attempt,
-        sa.and_(core.excluded.attempt == token.c.attempt, core.excluded.value >= token.c.value),
-    )
     upsert: sa.sql.expression.Executable = core.on_conflict_do_update(
         index_elements=["domain"],
         set_={name: core.excluded[name] for name in TOKEN_COLUMNS[1:]},
-        where=newer,
+        where=core.excluded.value >= token.c.value,
     ).returning(token.c.value)
     return upsert

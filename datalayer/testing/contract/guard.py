@@ -406,6 +406,17 @@ class GuardSuite:
         state = await guard.state()
         assert (state.installed, state.fence) == (True, "lapsing")
 
+    async def test_a_younger_step_of_an_earlier_attempt_overtakes_a_later_attempt(self, fixture: StoreFixture) -> None:
+        store, guard, _ = await self._guarded(fixture)
+        backend = await fixture.backend()
+        first = self._token(fixture, store)
+        later = Token("later", self.domain, first.attempt + 1, first.value + 1)
+        purge = self._token(fixture, store, 2)
+        await backend.raise_token(later)
+        await backend.raise_token(purge)
+        await guard.fence(purge, 1, LONG_S, LOCK_S)
+        await refused(LostLease, backend.raise_token(later))
+
     # repair
     async def test_repair_lifts_what_is_stored_and_marks_it_dirty(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)

@@ -8,7 +8,7 @@ from datalayer.domains.messages import Delete
 from datalayer.domains.record import Key, Record
 from datalayer.domains.users import DeleteUser
 from datalayer.errors import DatalayerError, Fenced, LostLease, MigrationError, Quarantine, StaleRoute
-from datalayer.stores.base import Executed
+from datalayer.stores.base import Executed, Token
 from datalayer.stores.memory import MemoryServer
 from datalayer.testing.contract import GuardSuite
 from tests.contract.broken.breakage import BrokenStores, Registry, replace
@@ -502,6 +502,21 @@ def guards_hold_for_a_whole_domain(broken: BrokenStores) -> None:
 @breaks(GuardSuite, "test_an_overtaken_coordinator_is_refused_at_every_step")
 def tokens_are_not_compared(broken: BrokenStores) -> None:
     replace(broken.server, "check_token", lambda _: lambda token: None)
+
+
+@breaks(GuardSuite, "test_a_younger_step_of_an_earlier_attempt_overtakes_a_later_attempt")
+def tokens_are_ordered_by_attempt_first(broken: BrokenStores) -> None:
+    newest: dict[str, tuple[int, int]] = {}
+
+    def make(_: Any) -> Any:
+        def check(token: Token) -> None:
+            if newest.get(token.domain, (0, 0)) > (token.attempt, token.value):
+                raise LostLease
+            newest[token.domain] = (token.attempt, token.value)
+
+        return check
+
+    replace(broken.server, "check_token", make)
 
 
 @breaks(GuardSuite, "test_an_overtaken_coordinator_is_refused_at_every_step")
