@@ -125,11 +125,20 @@ class PostgresBackend:
             (list(wanted),),
         )
         missing = [name for name in wanted if not wanted[name] <= {column for table, column in found if table == name}]
+        if missing and metadata.meta_table().name not in missing:
+            purged = await self._purged_tables()
+            missing = [name for name in missing if name not in purged]
         if missing:
             raise SchemaBehind(
                 f"the schema of backend {self.name!r} is behind: {', '.join(missing)} missing or incomplete",
                 hint="datalayer schema upgrade",
             )
+
+    async def _purged_tables(self) -> set[str]:
+        """The plain tables of domains whose data has moved away: a purge has dropped them, and nothing asks for them."""
+        meta = await self.read_meta()
+        gone = {domain for (domain, attempt), row in meta.items() if attempt == 0 and row.role == "retired"}
+        return {relation.table.name for domain in gone for relation in self.store(domain, 0).relations.values()}
 
     async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
         try:
