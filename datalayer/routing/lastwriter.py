@@ -64,6 +64,8 @@ class LastWriterAuthority:
         self._low_bits = (process_number % PROCESS_NUMBERS) << 1
         self._intents = intents
         self._check = check
+        self.under_way: set[asyncio.Future[None]] = set()
+        """Puts at rest that the store has not answered yet, also those whose callers have left."""
 
     async def execute(self, mutation: MessageMutation, deadline: Deadline) -> Executed:
         """Run one mutation, as the domain's decide() says (see Transactional.execute)."""
@@ -71,7 +73,12 @@ class LastWriterAuthority:
         keys = self._domain.keys_of(mutation)
         if not (isinstance(mutation, Append) and mutation.fresh):
             current = await _within(deadline, self._store.fetch(keys), DeadlineExceeded)
-        entity, records = self._domain.decide(mutation, current, self._clock.now_us())
+        entity, records = self._decide(mutation, current)
+        if not records and self._intents is not None:
+            # Nothing to admit, so the gate was not asked: a side that is closed would answer from what it once held.
+            await self._ask_gate(self._intents, deadline)
+            current = await _within(deadline, self._store.fetch(keys), DeadlineExceeded)
+            entity, records = self._domain.decide(mutation, current, self._clock.now_us())
         if not records:
             return Executed(entity, ())
         assert len(records) == 1, "a last-writer authority changes one record at a time"
@@ -94,9 +101,32 @@ class LastWriterAuthority:
         await self._put(record, deadline)
         return Executed(self._domain.to_entity(record), (record,))
 
-    async def _put(self, record: Record, deadline: Deadline) -> None:
+    def _decide(self, mutation: MessageMutation, current: dict[Key, Record]) -> tuple[Any, Sequence[Record]]:
+        """As decide(); a refusal is no records, as long as the gate can still be asked."""
         try:
-            await _within(deadline, self._store.apply((record,)), OutcomeUnknown)
+            return self._domain.decide(mutation, current, self._clock.now_us())
+        except (NotFound, AlreadyExists):
+            if self._intents is None:
+                raise
+            return None, ()
+
+    async def _ask_gate(self, intents: IntentLog, deadline: Deadline) -> None:
+        state = await _within(deadline, intents.state(), DeadlineExceeded)
+        if not state.installed:
+            raise StaleRoute("the migration this write belonged to has moved on")
+        if state.fence != "open":
+            raise Fenced("writes are held during a cut-over")
+
+    async def _put(self, record: Record, deadline: Deadline) -> None:
+        call: Any = self._store.apply((record,))
+        if self._intents is None:
+            # A process may say that its writes of before a migration have ended only when the store has answered them.
+            put = asyncio.ensure_future(call)
+            self.under_way.add(put)
+            put.add_done_callback(self._answered)
+            call = asyncio.shield(put)
+        try:
+            await _within(deadline, call, OutcomeUnknown)
         except Quarantine as error:
             raise InvalidArgument(error.message) from error
         except (OutcomeUnknown, StaleRoute):
@@ -106,6 +136,11 @@ class LastWriterAuthority:
                 raise
             message = f"the write was admitted but the store did not confirm it: {error.message}"
             raise OutcomeUnknown(message) from error
+
+    def _answered(self, put: asyncio.Future[None]) -> None:
+        self.under_way.discard(put)
+        if not put.cancelled():
+            put.exception()  # taken: its caller may have left
 
     def _allot(self, record: Record, seen: Record) -> Record:
         lead = FINAL_LEAD if record.deleted else 0
@@ -172,12 +207,22 @@ class IntentGuard:
         await self._intents.remove(token, keep_fence=keep_fence)
 
     async def repair(self, keys: Sequence[Key], ghosts: Sequence[Record], now_us: int) -> None:
-        # Both become intents: the replayer brings them to this store first, then to the mirror.
-        found = await self._store.fetch(list(keys))
-        again = [record._replace(version=max(record.version + 2, now_us)) for record in found.values()]
-        lifted = [r._replace(version=r.version + FINAL_LEAD) if r.deleted else r for r in again]
-        for record in [*lifted, *ghosts]:
-            await self._intents.admit(record, lead=0, create=False, deadline=None)
+        # Both become intents: the replayer brings them to this store first, then to the mirror. As a create: where an
+        # intent is pending the key is dirty already, and what it holds is newer than what is read here.
+        for key in keys:
+            for record in (await self._store.fetch([key])).values():
+                version = max(record.version + 2, now_us) + (FINAL_LEAD if record.deleted else 0)
+                await self._enter(record._replace(version=version))
+        for ghost in ghosts:
+            if not await self._store.fetch([ghost.ident]):
+                await self._enter(ghost)
+
+    async def _enter(self, record: Record) -> None:
+        admitted = await self._intents.admit(record, lead=0, create=True, deadline=None)
+        if admitted.state is AdmitState.FENCED:
+            raise Fenced("writes are held during a cut-over")
+        if admitted.state is AdmitState.STALE:
+            raise StaleRoute("the migration of this repair has moved on")
 
 
 async def _within(deadline: Deadline, call: Any, error: type[DatalayerError]) -> Any:

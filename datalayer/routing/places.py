@@ -13,7 +13,7 @@ from datalayer.routing.lastwriter import IntentGuard, LastWriterAuthority
 from datalayer.routing.route import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from datalayer.clock import Clock, Deadline
     from datalayer.control.base import Control
@@ -39,6 +39,8 @@ class Route:
     journal_first: bool = False
     last_writer: bool = False
     inflight: int = field(default=0)
+    under_way: Collection[object] = ()
+    """Writes that a last-writer store at rest has not answered, also those whose callers have left."""
 
 
 class Places:
@@ -122,8 +124,10 @@ class Places:
         store = self.store(routing.domain, routing.authority)
         last_writer = self.backend(routing.authority).authority_class == "last_writer"
         if routing.mirror is None:
-            execute = self._last_writer(routing, store, None).execute if last_writer else store.execute
-            return Route(routing, store, execute, last_writer=last_writer)
+            if not last_writer:
+                return Route(routing, store, store.execute)
+            writer = self._last_writer(routing, store, None)
+            return Route(routing, store, writer.execute, last_writer=True, under_way=writer.under_way)
         guard, mirror_guard = self.sides(routing)
         mirror = self.store(routing.domain, routing.mirror)
         execute = self._last_writer(routing, store, mirror).execute if last_writer else store.execute
