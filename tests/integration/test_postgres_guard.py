@@ -2,17 +2,18 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Self
 
 import psycopg
 import pytest
 
-from datalayer.domains.record import FINAL_LEAD
+from datalayer.domains.record import FINAL_LEAD, Record
 from datalayer.errors import Fenced, LostLease, MigrationError, PreconditionFailed, StaleRoute, Unavailable
 from datalayer.settings import BackendUrl
 from datalayer.stores.base import Token
 from datalayer.stores.postgres.backend import create_backend
+from datalayer.stores.sql.database import SqlTransaction
 from tests.integration.postgres_places import (
     ATTEMPT,
     CLOCK,
@@ -425,6 +426,19 @@ async def test_a_guard_that_somebody_changed_is_not_built_upon(here: Place, deed
             await step
 
 
+async def test_guards_of_one_database_do_not_take_each_other_for_tampering(here: Place) -> None:
+    guard, users, later = here.guard, here.backend.store("users", 0).guard(3), here.messages.guard(ATTEMPT + 1)
+    await guard.install(TOKEN, sealed=False)
+    user_token = Token("u", "users", 3, 1)
+    await users.install(user_token, sealed=False)
+    await users.fence(user_token, 1, 20.0, 5.0)
+    await guard.remove(TOKEN, keep_fence=False)
+    await later.install(Token("m2", "messages", ATTEMPT + 1, TOKEN.value + 1), sealed=True)
+    for one in (users, later):
+        state = await one.state()
+        assert (state.installed, state.tampered) == (True, False)
+
+
 async def test_the_fingerprint_names_the_cluster_and_its_timeline(here: Place) -> None:
     await here.guard.install(TOKEN, sealed=False)
     db = here.backend.db
@@ -526,19 +540,32 @@ async def test_applies_consult_the_tombstones_of_deletes_by_hand(here: Place) ->
     assert record.ident in await here.messages.fetch([record.ident])
 
 
-async def test_an_apply_in_flight_ends_before_the_attempt_does(here: Place) -> None:
+async def test_an_apply_in_flight_ends_before_the_attempt_does(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     record = await here.append()
+    newer = record._replace(version=record.version + 10)
     await here.guard.install(TOKEN, sealed=True)
-    async with program(here.url, isolation="READ_COMMITTED") as blocker:
-        await blocker.execute("LOCK TABLE messages IN SHARE MODE")  # the apply waits here, inside its transaction
-        newer = record._replace(version=record.version + 10)
+    checked, go_on = asyncio.Event(), asyncio.Event()
+    apply_in = here.messages.apply_in
+
+    async def pausing(tx: SqlTransaction, records: Iterable[Record]) -> None:
+        checked.set()
+        await go_on.wait()
+        await apply_in(tx, records)
+
+    monkeypatch.setattr(here.messages, "apply_in", pausing)
+    async with program(here.url, "datalayer/test") as admin:
         apply = asyncio.create_task(here.guard.apply([newer]))
-        await asyncio.sleep(0.1)
+        await checked.wait()  # it has seen the attempt alive, and has touched no row yet
         remove = asyncio.create_task(here.guard.remove(TOKEN, keep_fence=True))
-        await asyncio.sleep(0.1)
-        assert not apply.done()
-        assert not remove.done()
-        await blocker.rollback()
+        waiters = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with asyncio.timeout(10):
+            while await (await admin.execute(waiters.encode())).fetchone() != (1,):
+                assert not remove.done()
+                await asyncio.sleep(0.01)
+        assert (await here.guard.state()).installed, "the mark waits for the apply"
+        go_on.set()
         await asyncio.gather(apply, remove)
     with pytest.raises(StaleRoute):
         await here.guard.apply([newer._replace(version=newer.version + 10)])
