@@ -112,7 +112,7 @@ def _failed(console: Console, code: ExitCode, message: str, *, kind: str, error:
         told = {"type": kind, "message": error.message, "hint": error.hint, "retryable": error.retryable}
         told["outcome"] = str(error.outcome)
     # The same command again helps where work was begun, not where a precondition or an argument refused it.
-    way_on = [] if code in (ExitCode.USAGE, ExitCode.PRECONDITION) else console.way_on
+    way_on = [] if code in (ExitCode.USAGE, ExitCode.PRECONDITION) else console.steps(console.way_on)
     console.event({"error": told, "exit": int(code), "next_steps": way_on})
     if not console.as_json:
         for step in way_on:

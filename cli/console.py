@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,13 +44,19 @@ class Console:
 
     def result(self, data: Mapping[str, Any], text: str = "", *, next_steps: Sequence[str] = ()) -> None:
         """The command's one result: an object with next_steps under --json, else ``text``, on stdout."""
+        steps = self.steps(next_steps)
         if self.as_json:
-            self.event({**data, "next_steps": list(next_steps)})
+            self.event({**data, "next_steps": steps})
             return
         if text:
             click.echo(text)
-        for step in next_steps:
+        for step in steps:
             self.say(f"next: {step}")
+
+    def steps(self, commands: Sequence[str]) -> list[str]:
+        """The commands as they must be typed after this one: with its --config."""
+        suffix = "" if self.config is None else f" --config {shlex.quote(str(self.config))}"
+        return [f"{step}{suffix}" if step.startswith("datalayer ") else step for step in commands]
 
     def event(self, data: Mapping[str, Any]) -> None:
         """One line of JSON on stdout, for a command that watches; nothing without --json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -35,7 +36,9 @@ def messages(console: Console, file: Path, *, on_error: Literal["stop", "skip"])
     Ids follow from the line, so a second import changes nothing. On a bad line `stop` imports nothing at all, `skip`
     leaves that line out; both name it.
     """
-    console.way_on = [f"datalayer import messages {file}{' --on-error skip' if on_error == 'skip' else ''}"]
+    console.way_on = [
+        f"datalayer import messages {shlex.quote(str(file))}{' --on-error skip' if on_error == 'skip' else ''}"
+    ]
     bar = ProgressBar(console, "bytes")
     settings = console.settings()
 

@@ -345,3 +345,13 @@ def test_a_retired_backend_is_no_authority_any_more(world: World) -> None:
     ended = world.run("migrate", "messages", "--to", "third", exit_code=3)
     assert "backend 'main' says that its messages are retired (the data has moved)" in ended.stderr
     assert started(world) == []
+
+
+def test_the_next_command_carries_the_configuration(world: World) -> None:
+    world.fill(1)
+    named = world.folder / "my config.toml"
+    world.config.rename(named)
+    told = world.json("migrate", "messages", "--to", "other", "--config", named, exit_code=5)
+    assert told["next_steps"] == [f"datalayer migrate messages --to other --yes --config '{named}'"]
+    told = world.json("migrations", "status", "--config", named)
+    assert all(step.endswith(f"--config '{named}'") for step in told["next_steps"])
