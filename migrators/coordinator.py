@@ -176,7 +176,7 @@ class Coordinator:
                     f"{work.migration.id} is ready for the cut-over and waits for a confirmation",
                     hint="datalayer migrations cutover --yes",
                 )
-            if work.migration.paused:
+            if work.migration.paused and not standing.sealed:
                 raise NotFinished(f"{work.migration.id} is paused", hint="datalayer migrations resume")
             await self._stage(work, stage)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control, Migration, ProcessInfo
+    from datalayer.routing.eager import EagerApplier
     from datalayer.routing.lease import Lease
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
@@ -63,6 +64,8 @@ class Watchdog:
         self._news = -1
         self._acknowledged: dict[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._taking = asyncio.Lock()
+        self._mismatch = ""
         self.control_errors = 0
 
     def ask(self) -> None:
@@ -107,8 +110,12 @@ class Watchdog:
                     await self._take_routings()
                 if self._unacknowledged():
                     await self._renew()
-            except RoutingMismatch:
-                raise
+            except RoutingMismatch as error:
+                # Who stopped looking would serve the old route for ever, and nobody would hear of it.
+                if error.message != self._mismatch:
+                    self._mismatch = error.message
+                    log.exception("the new routing is not taken: %s", error.message)
+                await self._sleep(POLL_REST_S)
             except DatalayerError as error:
                 await self._control_failed(error)
 
@@ -131,6 +138,13 @@ class Watchdog:
             await asyncio.gather(waiting, asked, return_exceptions=True)
 
     async def _take_routings(self) -> None:
+        # One at a time: of two, the older answer could be adopted last, after the newer one was acknowledged.
+        async with self._taking:
+            retired = await self._adopt_newer()
+        for eager in retired:
+            await eager.close()
+
+    async def _adopt_newer(self) -> list[EagerApplier]:
         news, routings = await self._control.routings()
         retired = []
         for domain, routing in routings.items():
@@ -143,8 +157,7 @@ class Watchdog:
                 retired.append(router.route.eager)
             router.adopt(self._places.compile(routing))
         self._news = news
-        for eager in retired:
-            await eager.close()
+        return retired
 
     async def _check_backend(self, routing: Routing) -> None:
         """Refuse to serve from a store that says itself that it is retired, foreign, or ahead of the control store."""
@@ -156,6 +169,11 @@ class Watchdog:
         what = f"{routing.domain} on backend {place.backend!r}"
         if row.deployment != deployment:
             raise RoutingMismatch(f"{what} belongs to another deployment ({row.deployment})")
+        if row.role != "retired" and row.epoch <= routing.epoch:
+            return
+        _, newest = await self._control.routings()
+        if newest[routing.domain].epoch >= row.epoch and newest[routing.domain].epoch > routing.epoch:
+            return  # published since this routing was read: the next look finds it
         if row.role == "retired":
             raise RoutingMismatch(f"{what} is retired: its data has moved", hint="datalayer routes shows where it is")
         if row.epoch > routing.epoch:
@@ -245,7 +263,7 @@ class Watchdog:
         try:
             found = await self._control.migrations(routing.domain)
             live = next((m for m in found if m.attempt == routing.attempt and not m.finished), None)
-            if live is not None and not live.paused:
+            if live is not None:
                 await self._assist_migration(routing, live, value)
         finally:
             await self._control.release(name, value)
@@ -259,7 +277,7 @@ class Watchdog:
         await replayer.load_quarantine()
         if routing.phase in LEASE_BINDS:
             authority, _ = self._places.sides(routing)
-            if (await authority.state()).fence == "sealed":
+            if (await authority.state()).fence == "sealed":  # held writes wait for this, also while it is paused
                 for place in (migration.source, migration.target):
                     await self._places.backend(place).raise_token(token)
                 published = await finish_flip(
@@ -267,6 +285,6 @@ class Watchdog:
                 )
                 await write_roles(self._places, published)
                 return
-        until = self._clock.monotonic() + ASSIST_SLICE_S
+        until = self._clock.monotonic() + (0.0 if migration.paused else ASSIST_SLICE_S)
         while self._clock.monotonic() < until and (await replayer.step()).records:
             pass

@@ -50,7 +50,7 @@ def test_of_two_looks_at_the_routings_the_older_answer_is_never_adopted_last() -
                 await held.wait()
             await prepare(found)
 
-        layer.places.prepare = slow  # type: ignore[method-assign]
+        pytest.MonkeyPatch().setattr(layer.places, "prepare", slow)
         await layer.control.publish(token, routing, actor="test")
         first = asyncio.ensure_future(watchdog._take_routings())
         await asyncio.sleep(0.1)
@@ -77,7 +77,7 @@ def test_a_routing_published_while_another_is_taken_is_no_restored_control_store
                 newer = await layer.control.publish(token, found, actor="test")
                 await write_roles(layer.places, newer)
 
-        layer.places.prepare = overtaken  # type: ignore[method-assign]
+        pytest.MonkeyPatch().setattr(layer.places, "prepare", overtaken)
         await layer.control.publish(token, routing, actor="test")
         await asyncio.sleep(3.0)
         assert layer.router("messages").routing.epoch == 3
