@@ -70,6 +70,10 @@ async def status(places: Places, migration: Migration) -> dict[str, Any]:
         "holds_ms": [hold["ms"] for hold in holds],
         "holds": holds,
         "behind": [describe(process) for process in behind],
+        "steps": [
+            {"action": step.action, "state": step.state, "detail": step.detail, "at_us": step.at_us}
+            for step in await control.steps(migration.id, 12)
+        ],
         "coordinator": None if holder is None else holder[0],
         "reverse_days": _reverse_days(places, migration, routing),
         "next_steps": next_steps(migration, routing),

@@ -27,7 +27,8 @@ R = TypeVar("R")
 Jitter = Callable[[], float]
 """Random numbers from 0 to 1, passed in."""
 HELD_MAX: Final = 10_000
-RETRY_S: Final = 0.02
+RETRY_S: Final = 0.1
+"""How often a held write looks whether the fence has lapsed; the end of a hold is news and comes at once."""
 RELEASE_JITTER_S: Final = 0.005
 
 

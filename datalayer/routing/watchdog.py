@@ -124,7 +124,7 @@ class Watchdog:
         if self._asked.is_set():
             self._asked.clear()
             return await self._control.wait_news(self._news, POLL_ARMED_S, poll_s=POLL_ARMED_S)
-        timeout_s = 0.05 if self._near_cut_over() or self._unacknowledged() else 1.0
+        timeout_s = 0.05 if self._unacknowledged() else 1.0
         waiting = asyncio.ensure_future(self._control.wait_news(self._news, timeout_s, poll_s=poll_s))
         asked = asyncio.ensure_future(self._asked.wait())
         try:

@@ -83,6 +83,10 @@ class Fleet:
             self.kills += 1
             self.tell(f"SIGKILL of datalayer {' '.join(words[:2])} at {failpoints}")
         else:
+            if ended.code != code and words[0] in {"migrate", "migrations"}:
+                status = await self.stage.command("migrations", "status")
+                for step in status.told.get("steps", []):
+                    self.tell(f"step {step}")
             assert ended.code == code, f"datalayer {words} ended with {ended.code}: {said}"
             self.tell(f"datalayer {' '.join(words)} -> {ended.code}")
         return ended
