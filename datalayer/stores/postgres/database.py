@@ -16,7 +16,7 @@ from datalayer.stores.postgres.listener import Listener
 from datalayer.stores.postgres.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
     from psycopg.abc import QueryNoTemplate
 
@@ -209,6 +209,13 @@ class PostgresTransaction:
         """Run one statement; its rows, or []."""
         try:
             return await _execute(self.connection, sql, params)
+        except _CAUGHT as error:
+            raise translate(error, self._where, may_have_committed=False) from error
+
+    async def run_script(self, statements: Iterable[str]) -> None:
+        """Run statements without parameters in one round trip: writers may be waiting for the end of it."""
+        try:
+            await self.connection.cursor().execute(cast("QueryNoTemplate", ";\n".join(statements)))
         except _CAUGHT as error:
             raise translate(error, self._where, may_have_committed=False) from error
 

@@ -101,14 +101,9 @@ class PostgresGuard:
                 return
             await self._check_tables(tx)
             text = await self._text(tx)
-            for sql in text.prepare():
-                await tx.run(sql)
+            await tx.run_script(text.prepare())
             await self._barrier.lock(tx)
-            for sql in text.install():
-                await tx.run(sql)
-            if sealed:
-                for sql in text.refuse("seal", 0, None):
-                    await tx.run(sql)
+            await tx.run_script([*text.install(), *(text.refuse("seal", 0, None) if sealed else ())])
             await tx.run(
                 f"INSERT INTO {FENCE_TABLE} (domain, attempt, place, fence) VALUES (%s, %s, %s, %s)",  # noqa: S608
                 (*self._key, self._store.attempt, "sealed" if sealed else "open"),
@@ -124,11 +119,10 @@ class PostgresGuard:
                 raise MigrationError(f"flip {flip} is over: flip {row.flip} has fenced since")
             if row.fence == "sealed":
                 return  # a seal is never weakened
+            text = await self._text(tx)
             await self._barrier.lock(tx)
             until = (await tx.run("SELECT (clock_timestamp() + make_interval(secs => %s))::text", (lapse_s,)))[0][0]
-            text = await self._text(tx)
-            for sql in text.refuse("lapse", flip, until):
-                await tx.run(sql)
+            await tx.run_script(text.refuse("lapse", flip, until))
             await self._switch_off(tx, text.fence_triggers("seal"))
             await self._set(tx, flip=flip, fence="lapsing", lapses_at=until)
             await self._remember(tx)
@@ -140,14 +134,13 @@ class PostgresGuard:
             row = await self._sound_row(tx, token)
             if row.flip == flip and row.fence == "sealed":
                 return
+            text = await self._text(tx)
             await self._barrier.lock(tx)
             # compared under the lock: from here to the commit no writer can slip in, whatever the clock does
             row = await self._sound_row(tx, token)
             if row.flip != flip or row.now != "lapsing":
                 raise MigrationError(f"the fence of flip {flip} had lapsed before it was sealed")
-            text = await self._text(tx)
-            for sql in text.refuse("seal", flip, None):
-                await tx.run(sql)
+            await tx.run_script(text.refuse("seal", flip, None))
             await self._switch_off(tx, text.fence_triggers("lapse"))
             await self._set(tx, flip=flip, fence="sealed", lapses_at=None)
             await self._remember(tx)
@@ -324,8 +317,8 @@ class PostgresGuard:
             "AND tgrelid = ANY (%s::text[]::regclass[]::oid[]) AND tgenabled <> 'D'",
             (list(triggers), list(self._tables)),
         )
-        for table, trigger in found:
-            await tx.run(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
+        if found:
+            await tx.run_script([f"ALTER TABLE {table} DISABLE TRIGGER {trigger}" for table, trigger in found])
 
     async def _set(self, tx: PostgresTransaction, *, flip: int, fence: FenceState, lapses_at: str | None) -> None:
         await tx.run(
