@@ -428,10 +428,18 @@ class Coordinator:
 async def _repair(work: Work) -> int:
     """Lift the versions of quarantined and differing keys at the authority; the replayer does the rest."""
     authority, _ = work.places.sides(work.routing)
+    store = work.places.store(work.migration.domain, work.routing.authority)
     now = work.clock.now_us()
-    keys = [(row.kind, row.key) for row in await work.control.quarantined(work.migration.id, 10_000)]
+    keys, ghosts = [], []
+    quarantined = await work.control.quarantined(work.migration.id, 10_000)
+    stored = await store.fetch([(row.kind, row.key) for row in quarantined])
+    for row in quarantined:
+        if (row.kind, row.key) in stored:
+            keys.append((row.kind, row.key))
+        else:
+            # Mended by a plain DELETE: its tombstone brings the replayer there, which releases the key.
+            ghosts.append(work.domain.tombstone(row.kind, row.key, max(row.version + 2, now)))
     verdict = await work.control.document(work.migration.id, VERDICT) or {}
-    ghosts = []
     for item in verdict.get("differences", ()):
         key = (item["kind"], bytes.fromhex(item["key"]))
         if item["what"] == "ghost":

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from datalayer.errors import DatalayerError, MigrationError
+from datalayer.errors import DatalayerError, LostLease, MigrationError
 from datalayer.migrators.together import together
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ async def work_through(
         while (chunk := await control.take_chunk(run, name, CHUNK_TTL_S)) is not None:
             try:
                 await work(chunk)
+            except LostLease:
+                continue  # a page took longer than the lease: whoever has the range now goes on with it
             except (DatalayerError, asyncio.CancelledError):
                 await _give_back(control, run, chunk)
                 raise
