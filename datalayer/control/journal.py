@@ -16,6 +16,7 @@ from datalayer.control.rules import decode_payload, spread_of
 from datalayer.control.schema import GATES, INTENTS
 from datalayer.control.statements import SqlPart, blob, number, text
 from datalayer.errors import StaleRoute
+from datalayer.stores.sql.journal import UNSYNCED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +86,7 @@ def _settle_many() -> Executable:
         .order_by(ours.c.spread, ours.c.kind, ours.c.key)
         .with_for_update(of=ours, skip_locked=True)
     )
-    return delete(INTENTS).where(_I.log == text("log"), tuple_(*_ORDER, _I.version).in_(found))
+    return delete(INTENTS).where(_I.log == text("log"), tuple_(*_ORDER, _I.version).in_(found), UNSYNCED)
 
 
 def _dirty(dialect: Dialect, column: ColumnElement[bytes]) -> Select[Any]:

@@ -1,5 +1,9 @@
 """Applying many records: unlogged batches per partition, many in flight, each row with its own timestamp.
 
+What is left of a partition is often a few short rows, and a request costs the client as much as twenty of them. So
+such remainders share a request, as long as one replica set holds them all and the batch stays below the sizes at which
+a server complains of batches over several partitions.
+
 The bucket row of a partition is confirmed before its first record is sent: a crash in between leaves a bucket that
 is empty, never a record that history cannot see. Bucket rows travel a few ahead of their records, so that the wait
 for them is hidden. Confirmed buckets are remembered within a bound; the memory is dropped when a node was lost,
@@ -33,6 +37,9 @@ BATCH_ROWS_MAX: Final = 100
 # A batch of one partition is one mutation: Cassandra's batch_size_fail_threshold does not apply to it, ScyllaDB's
 # (1 MiB) does.
 BATCH_BYTES_MAX: Final = 64 * 1024
+# The server warns of batches over several partitions beyond 5 KiB (batch_size_warn_threshold) or ten partitions.
+SHARED_BYTES_MAX: Final = 4 * 1024
+SHARED_PARTITIONS_MAX: Final = 10
 ROW_BYTES: Final = 80
 """What a row adds to its cell in a request, about."""
 IN_FLIGHT_BATCHES: Final = 32
@@ -73,29 +80,29 @@ class BulkWriter:
         rejected: Rejected = {}
         sending = _Sending(self._session, statements)
         try:
-            async for partition, rows in self._batches(statements, records, rejected):
-                await sending.send(partition, rows)
+            async for rows in self._batches(statements, records, rejected):
+                await sending.send(rows)
         except DatalayerError as error:
             sending.note(error)
         refused = await sending.finish()
         while refused:
             sending = _Sending(self._session, statements)
-            for partition, rows, reason in refused:
+            for rows, reason in refused:
                 if len(rows) == 1:
                     rejected["message", rows[0][0] + rows[0][2]] = reason
                     continue
                 middle = len(rows) // 2
                 for half in (rows[:middle], rows[middle:]):
-                    await sending.send(partition, half)
+                    await sending.send(half)
             refused = await sending.finish()
         if rejected:
             raise Quarantine(rejected)
 
     async def _apply_one(self, statements: Statements, record: Record) -> None:
-        row, reason = _row(record)
+        partition = cells.partition_of(record.key)
+        row, reason = _row(record, cells.pack_int(partition[1]))
         if row is None:
             raise Quarantine({record.ident: reason})
-        partition = cells.partition_of(record.key)
         if partition not in self._known:
             losses = self._losses
             statement = bound(statements.put_bucket, row[:2], row[0])
@@ -106,19 +113,30 @@ class BulkWriter:
                 raise Unavailable(error.message) from error
             self._remember((partition,), losses)
         try:
-            await self._session.run(_insert(statements, partition, [row]), write=True)
+            await self._session.run(_insert(statements, [row]), write=True)
         except Refused as error:
             raise Quarantine({record.ident: error.message}) from error
 
     async def _batches(
         self, statements: Statements, records: Sequence[Record], rejected: Rejected
-    ) -> AsyncIterator[tuple[Partition, Rows]]:
+    ) -> AsyncIterator[Rows]:
         by_partition: dict[Partition, list[Record]] = {}
         for record in records:
             by_partition.setdefault(cells.partition_of(record.key), []).append(record)
+        shared: dict[object, _Shared] = {}
         async for partition in self._with_bucket(statements, by_partition):
-            for rows in _rows(by_partition[partition], rejected):
-                yield partition, rows
+            for rows, size in _rows(partition, by_partition[partition], rejected):
+                replicas = self._place.replicas(partition) if size <= SHARED_BYTES_MAX else None
+                if replicas is None:
+                    yield rows
+                    continue
+                sharing = shared.get(replicas)
+                if sharing is None or not sharing.take(rows, size):
+                    shared[replicas] = _Shared(rows, size)
+                    if sharing is not None:
+                        yield sharing.rows
+        for sharing in shared.values():
+            yield sharing.rows
 
     async def _with_bucket(
         self, statements: Statements, partitions: dict[Partition, list[Record]]
@@ -165,6 +183,26 @@ class BulkWriter:
             del self._known[next(iter(self._known))]
 
 
+class _Shared:
+    """Rows of several partitions that will travel in one request."""
+
+    __slots__ = ("_partitions", "_size", "rows")
+
+    def __init__(self, rows: Rows, size: int) -> None:
+        self.rows = rows
+        self._size = size
+        self._partitions = 1
+
+    def take(self, rows: Rows, size: int) -> bool:
+        """Take in the rows of one more partition, where there is room for them."""
+        if self._size + size > SHARED_BYTES_MAX or self._partitions >= SHARED_PARTITIONS_MAX:
+            return False
+        self.rows += rows
+        self._size += size
+        self._partitions += 1
+        return True
+
+
 class _Sending:
     """Batches on their way, ``IN_FLIGHT_BATCHES`` at a time."""
 
@@ -175,24 +213,24 @@ class _Sending:
         self._on_the_way: set[asyncio.Future[Any]] = set()
         self._failure: DatalayerError | None = None
         self._confirmed = False
-        self._refused: list[tuple[Partition, Rows, str]] = []
+        self._refused: list[tuple[Rows, str]] = []
         self._turn = 0
 
-    async def send(self, partition: Partition, rows: Rows) -> None:
+    async def send(self, rows: Rows) -> None:
         """Send one batch as soon as there is room. Raises the first failure of any that was sent."""
         await self._room.acquire()
         if self._failure is not None:
             raise self._failure
-        statement = _insert(self._statements, partition, rows)
+        statement = _insert(self._statements, rows)
         future = await self._session.begin(statement, write=True)
         self._on_the_way.add(future)
-        future.add_done_callback(lambda done: self._answered(done, partition, rows))
+        future.add_done_callback(lambda done: self._answered(done, rows))
         self._turn += len(rows) + REQUEST_COST
         if self._turn >= TURN_COST:
             self._turn = 0
             await asyncio.sleep(0)
 
-    async def finish(self) -> list[tuple[Partition, Rows, str]]:
+    async def finish(self) -> list[tuple[Rows, str]]:
         """Wait for every answer; the batches that the server refuses, with its reason.
 
         OutcomeUnknown when any of several was confirmed or is unknown: "nothing was written" would be wrong then.
@@ -212,38 +250,39 @@ class _Sending:
         if self._failure is None or isinstance(error, OutcomeUnknown):
             self._failure = error
 
-    def _answered(self, future: asyncio.Future[Any], partition: Partition, rows: Rows) -> None:
+    def _answered(self, future: asyncio.Future[Any], rows: Rows) -> None:
         self._on_the_way.discard(future)
         self._room.release()
         error = None if future.cancelled() else future.exception()
         if error is None:
             self._confirmed = True
         elif isinstance(error, Refused):
-            self._refused.append((partition, rows, error.message))
+            self._refused.append((rows, error.message))
         elif isinstance(error, DatalayerError):
             self.note(error)
 
 
-def _rows(records: Sequence[Record], rejected: Rejected) -> Iterator[Rows]:
-    """The rows of one partition, in batches; records that cannot be stored go to ``rejected``."""
+def _rows(partition: Partition, records: Sequence[Record], rejected: Rejected) -> Iterator[tuple[Rows, int]]:
+    """The rows of one partition, in batches with their sizes; records that cannot be stored go to ``rejected``."""
+    bucket = cells.pack_int(partition[1])
     rows: Rows = []
     size = 0
     for record in records:
-        row, reason = _row(record)
+        row, reason = _row(record, bucket)
         if row is None:
             rejected[record.ident] = reason
             continue
         row_size = len(row[3]) + ROW_BYTES
         if rows and (len(rows) >= BATCH_ROWS_MAX or size + row_size > BATCH_BYTES_MAX):
-            yield rows
+            yield rows, size
             rows, size = [], 0
         rows.append(row)
         size += row_size
     if rows:
-        yield rows
+        yield rows, size
 
 
-def _row(record: Record) -> tuple[Row | None, str]:
+def _row(record: Record, bucket: bytes) -> tuple[Row | None, str]:
     try:
         cell = cells.encode(record)
     except UnicodeEncodeError as error:
@@ -252,13 +291,13 @@ def _row(record: Record) -> tuple[Row | None, str]:
     if reason is not None:
         return None, reason
     key = record.key
-    bucket = cells.pack_int(cells.bucket_of(key[16:]))
     return (key[:16], bucket, key[16:], cell, cells.pack_bigint(record.version)), ""
 
 
-def _insert(statements: Statements, partition: Partition, rows: Rows) -> Any:
+def _insert(statements: Statements, rows: Rows) -> Any:
     """One insert, or an unlogged batch of them. The batch takes over the values, so one carrier serves all rows."""
-    carrier = bound(statements.put, rows[0], cells.routing_key(partition))
+    first = rows[0]
+    carrier = bound(statements.put, first, cells.routing_key_of(first[0], first[1]))
     if len(rows) == 1:
         return carrier
     batch = BatchStatement(batch_type=BatchType.UNLOGGED)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from datalayer.domains.messages import MESSAGE
-from datalayer.domains.record import Record, decode_cell, encode_cell, parse_json
+from datalayer.domains.record import Record, decode_cell, parse_json
 from datalayer.types import Message
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ _TIMESTAMPS: Final = range(-(1 << 63) + 1, 1 << 63)
 pack_int: Final = struct.Struct(">i").pack
 pack_bigint: Final = struct.Struct(">q").pack
 _read_json: Final = json.JSONDecoder().raw_decode
+encode_basestring: Final = json.encoder.encode_basestring
+# Control characters that JSON writes as \u00XX, or \b and \f.
+_RARE: Final = bytes(code for code in range(32) if code not in b"\t\n\r")
+# What most messages hold behind their body: no thread, no attachments, never edited, no attributes.
+_PLAIN: Final = ["text", None, b"", None, "{}"]
+_PLAIN_REST: Final = b',"text",null,"",null,"{}"]'
 
 Partition = tuple[bytes, int]
 """(conversation, bucket)."""
@@ -43,12 +49,40 @@ def partition_of(key: bytes) -> Partition:
 
 def routing_key(partition: Partition) -> bytes:
     """The serialised partition key, as the partitioner hashes it."""
-    return b"\x00\x10" + partition[0] + b"\x00\x00\x04" + pack_int(partition[1]) + b"\x00"
+    return routing_key_of(partition[0], pack_int(partition[1]))
+
+
+def routing_key_of(conversation: bytes, bucket: bytes) -> bytes:
+    """``routing_key`` of a bucket that is packed already."""
+    return b"".join((b"\x00\x10", conversation, b"\x00\x00\x04", bucket, b"\x00"))
 
 
 def encode(record: Record) -> bytes:
-    """The cell's bytes. UnicodeEncodeError for a lone surrogate."""
-    return encode_cell(MESSAGE, record).encode()
+    """The bytes of ``encode_cell``, in half of its time: every row of a backfill passes here.
+
+    UnicodeEncodeError for a lone surrogate.
+    """
+    _, _, version, deleted, fields = record
+    sender, body, *others = cast("tuple[bytes, str, Any]", fields)
+    head = f'[{version},{1 if deleted else 0},"{sender.hex()}",'.encode()
+    return b"".join((head, _quoted(body), _PLAIN_REST if others == _PLAIN else _rest(others)))
+
+
+def _quoted(text: str) -> bytes:
+    """A JSON string with a minimum of escapes; replacing in bytes is twice as fast as the encoder's walk over characters."""
+    raw = text.encode()
+    if len(raw) != len(raw.translate(None, _RARE)):
+        return encode_basestring(text).encode()
+    raw = raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    return b'"' + raw.replace(b"\n", b"\\n").replace(b"\t", b"\\t").replace(b"\r", b"\\r") + b'"'
+
+
+def _rest(others: Sequence[Any]) -> bytes:
+    kind, thread, attachments, edited, attributes = others
+    middle = f'"{thread.hex()}"' if thread is not None else "null"
+    numbers = "null" if edited is None else edited
+    ends = f',{middle},"{attachments.hex()}",{numbers},'
+    return b"".join((b",", _quoted(kind), ends.encode(), _quoted(attributes), b"]"))
 
 
 def decode(conversation: bytes, message_id: bytes, cell: str) -> Record:

@@ -14,10 +14,12 @@ from cassandra.query import BoundStatement
 
 from datalayer.errors import StaleRoute
 from datalayer.schemas.cassandra import place_statements
+from datalayer.stores.cassandra import cells
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from datalayer.stores.cassandra.cells import Partition
     from datalayer.stores.cassandra.session import CassandraSession
 
 _FRAGMENTS: Final = {
@@ -89,6 +91,10 @@ class MessagesPlace:
             prepared = await asyncio.gather(*(self.session.prepare(self._cql(name)) for name in names))
             self.statements = Statements(**dict(zip(names, prepared, strict=True)))
         return self.statements
+
+    def replicas(self, partition: Partition) -> object | None:
+        """Equal for partitions that lie on the same nodes; None where the driver does not know."""
+        return self.session.replicas(self._keyspace_name, cells.routing_key(partition))
 
     async def create(self) -> None:
         """Make the tables if absent."""

@@ -99,6 +99,11 @@ class CassandraSession:
         hosts = self._connected().cluster.metadata.all_hosts()
         return str(next(host.datacenter for host in hosts if host.datacenter))
 
+    def replicas(self, keyspace: str, routing_key: bytes) -> frozenset[Any] | None:
+        """The nodes that hold a partition, as far as the driver knows the ring; None where it does not."""
+        metadata = self._connected().cluster.metadata
+        return frozenset(metadata.get_replicas(keyspace, routing_key)) or None
+
     async def prepare(self, cql: str) -> Any:
         """The prepared statement of a CQL text; prepared once. StaleRoute when its table does not exist."""
         found = self._prepared.get(cql)

@@ -7,7 +7,7 @@ and goes on there, so that keys which cannot be settled (quarantined ones) never
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
@@ -99,6 +99,10 @@ class TriggerJournal:
         return [(kind, bytes(key)) for kind, key in await self._db.fetch(sql, params)]
 
 
+UNSYNCED: Final = sa.text("(SELECT set_config('synchronous_commit', 'off', true)) IS NOT NULL")
+"""A settle need not wait for the disk: one that a crash of the server forgets leaves a key dirty that was clean."""
+
+
 class JournalStatements:
     """The texts of one journal."""
 
@@ -116,12 +120,12 @@ class JournalStatements:
         self.backlog = statement(dialect, sa.select(sa.func.count()).select_from(journal)).sql
         self.foreign = statement(dialect, sa.select(foreign.c.name).order_by(foreign.c.name)).sql
         triple = sa.tuple_(journal.c.kind, journal.c.key, journal.c.version)
-        settled = triple.in_(keys)
+        settled: sa.ColumnElement[bool] = triple.in_(keys)
         if dialect == "postgresql":
             # in key order and without waiting, so that two replayers and a writer never wait for each other
             locked = sa.select(journal.c.kind, journal.c.key, journal.c.version).where(settled)
             locked = locked.order_by(journal.c.kind, journal.c.key).with_for_update(skip_locked=True)
-            settled = triple.in_(locked)
+            settled = sa.and_(triple.in_(locked), UNSYNCED)
         self.settle = LookUp(dialect, sa.delete(journal).where(settled), "keys", (None, None, None))
         pair = sa.tuple_(journal.c.kind, journal.c.key)
         low = sa.tuple_(
