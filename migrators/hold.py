@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT_S: Final = 0.2
 FENCE_TRIES: Final = 20
-CHANGED_MAX: Final = 100
+CHANGED_MAX: Final = 50
 CHANGED_BEFORE_MAX: Final = 5000
 SHORT_WAITS_S: Final = (0.0, 0.05, 0.2)
 SETTLE_ROUNDS: Final = 50
@@ -96,7 +96,7 @@ async def check_changed(work: Work) -> str:
     if await _sealed(work):
         return "after the permanent fence"
     keys = list(work.changed)[:CHANGED_MAX]
-    wrong = await _verifier(work).unequal_now(keys)
+    wrong = await _verifier(work).unequal_now(keys) if keys else []
     if wrong:
         raise MigrationError(f"{len(wrong)} record(s) differ inside the hold, first: {wrong[0][0]} {wrong[0][1].hex()}")
     await _check_budget(work)

@@ -242,7 +242,7 @@ class Verifier:
 
     async def unequal_now(self, keys: Sequence[Key]) -> list[Key]:
         """Those of the keys on which the sides differ now; only right while no write can happen."""
-        authority, mirror = await self._authority.fetch(keys), await self._mirror.fetch(keys)
+        authority, mirror = await together(self._authority.fetch(keys), self._mirror.fetch(keys))
         return [key for key in keys if not self._equal(authority.get(key), mirror.get(key))]
 
     # --- judging ----------------------------------------------------------------------------------------------------
