@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from cassandra.query import BatchStatement
 
 from datalayer.domains.messages import to_message
 from datalayer.domains.record import Record
@@ -258,6 +259,45 @@ async def test_record_that_only_the_server_refuses_is_named_and_the_others_land(
     assert set(await store.fetch([r.ident for r in [large, *others]])) == {r.ident for r in others}
 
 
+async def test_remainders_of_small_partitions_share_requests_within_what_the_server_takes_silently(
+    store: CassandraMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(32)
+    rooms = [conversation_of(rng) for _ in range(60)]
+    written = [message(room, START_US + n, rng) for room in rooms for n in range(2)]
+    large = [message(conversation_of(rng), START_US, rng, body="x" * 5000) for _ in range(3)]
+    asked = await _requests(store, monkeypatch, lambda: store.apply([*written, *large]))
+    puts = [one for one in asked if not _is_bucket(one)]
+    assert len(puts) < len(rooms) / 4 + len(large)
+    for statement in puts:
+        rows = _rows_of(statement)
+        partitions = {(row[0], row[1]) for row in rows}
+        assert len(partitions) <= bulk.SHARED_PARTITIONS_MAX
+        assert len(partitions) == 1 or sum(len(row[3]) + bulk.ROW_BYTES for row in rows) <= bulk.SHARED_BYTES_MAX
+    assert set((await store.fetch([r.ident for r in [*written, *large]])).values()) == {*written, *large}
+    # the control: where the replicas are not known, each partition travels alone
+    monkeypatch.setattr(store._session, "replicas", lambda *_: None)
+    asked = await _requests(store, monkeypatch, lambda: store.apply([*written, *large]))
+    assert len([one for one in asked if not _is_bucket(one)]) == len(rooms) + len(large)
+
+
+async def test_partitions_of_different_replicas_never_share_a_request(
+    store: CassandraMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(33)
+    rooms = [conversation_of(rng) for _ in range(40)]
+    written = [message(room, START_US + n, rng) for room in rooms for n in range(2)]
+
+    def parity(_: str, key: bytes) -> frozenset[int]:
+        return frozenset({key[2] % 2})
+
+    monkeypatch.setattr(store._session, "replicas", parity)
+    asked = await _requests(store, monkeypatch, lambda: store.apply(written))
+    puts = [_rows_of(one) for one in asked if not _is_bucket(one)]
+    assert max(len({row[0] for row in rows}) for rows in puts) > 1  # the control: some are shared
+    assert all(len({row[0][0] % 2 for row in rows}) == 1 for rows in puts)
+
+
 async def test_bulk_apply_leaves_the_event_loop_free(store: CassandraMessages) -> None:
     rng = random.Random(29)
     written = [message(conversation_of(rng), START_US + n, rng, body="x" * 700) for n in range(50)]
@@ -313,3 +353,15 @@ async def _requests(store: CassandraMessages, monkeypatch: pytest.MonkeyPatch, c
         patch.setattr(store._session, "begin", noted)
         await call()
     return asked
+
+
+def _rows_of(statement: Any) -> list[Any]:
+    """The serialised rows of one insert or batch."""
+    if isinstance(statement, BatchStatement):
+        return [values for _, _, values in statement._statements_and_parameters]
+    return [statement.values]
+
+
+def _is_bucket(statement: Any) -> bool:
+    """Whether a request writes rows of the table of buckets."""
+    return len(_rows_of(statement)[0]) == 2
