@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from datalayer.cli.console import Console, command
 from datalayer.cli.progress import Watcher
@@ -27,6 +28,14 @@ from datalayer.routing.route import Phase, Routing
 from datalayer.settings import Settings
 
 _ORDER = list(Until)
+_LASTING = {
+    "workers": "workers",
+    "rate": "rate_rows_per_s",
+    "max_hold": "max_hold_ms",
+    "canary": "canary_pct",
+    "verify": "verify",
+    "foreign_writers": "foreign_writers",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,15 @@ def _options(
         assume_dead=assume_dead,
         foreign_writers=foreign_writers or "ask",
         yes=yes,
+        given=_given(),
     ).checked()
+
+
+def _given() -> frozenset[str]:
+    """The lasting options that stand on the command line."""
+    context = click.get_current_context()
+    named = {option for option in _LASTING if context.get_parameter_source(option) is not ParameterSource.DEFAULT}
+    return frozenset(_LASTING[option] for option in named)
 
 
 def _migrate(console: Console, request: Request) -> None:

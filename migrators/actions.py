@@ -157,7 +157,7 @@ async def catch_up(work: Work) -> str:
         for _ in range(CATCH_UP_ROUNDS):
             replayed = await replayer.step()
             done += len(replayed.records)
-            work.changed.update(record.ident for record in replayed.records)
+            work.note_changed(replayed.records)
             if not replayed.records or await replayer.backlog() <= CATCH_UP_BACKLOG + replayer.quarantined:
                 break
     if work.routing.phase is Phase.DUAL:

@@ -356,7 +356,7 @@ class Coordinator:
                 try:
                     async with work.replay_lock:
                         replayed = await (await work.replayer()).step()
-                    work.changed.update(record.ident for record in replayed.records)
+                    work.note_changed(replayed.records)
                     idle = not replayed.records
                 except DatalayerError as error:
                     if not error.retryable:
@@ -388,7 +388,7 @@ class Coordinator:
                     f"{self._domain} is already moving to {live.target.backend!r} ({live.id})",
                     hint="finish it, roll it back and cancel it, or name the same target",
                 )
-            if self._options.lasting() != MigrateOptions().lasting():
+            if self._options.given or self._options.lasting() != MigrateOptions().lasting():
                 kept = from_kept(self._options, live.options).lasting()
                 await self._control.set_options(live.id, kept, actor=self._holder)
             return live

@@ -1,7 +1,7 @@
 """The flip: fence, drain, fence for good, open the other side. One code path for both directions.
 
 From the first fence to the publication nothing may take long: the fence lapses by itself after max_hold, and every
-step checks that it has not. Whatever fails before the permanent fence steps back: the fence is opened, the phase stays
+step checks that it has not. Whatever fails before the permanent fence steps back: the fence lapses, the phase stays
 armed, no client saw an error.
 """
 
@@ -42,7 +42,7 @@ async def check_hold(work: Work) -> str:
             began = work.clock.monotonic()
             replayed = await replayer.step()
             seconds = work.clock.monotonic() - began
-            work.changed.update(record.ident for record in replayed.records)
+            work.note_changed(replayed.records)
             backlog = await replayer.backlog()
             rate = len(replayed.records) / max(seconds, 1e-6) or 1e6
             if backlog <= SHORT_BACKLOG and backlog / rate < work.options.max_hold_ms / 2000:
@@ -83,7 +83,7 @@ async def drain(work: Work) -> str:
         while True:
             replayed = await replayer.step()
             done += len(replayed.records)
-            work.changed.update(record.ident for record in replayed.records)
+            work.note_changed(replayed.records)
             if replayed.empty:
                 return f"{done} replayed"
             await _check_budget(work)
@@ -183,15 +183,13 @@ def _verifier(work: Work) -> Verifier:
     )
 
 
-async def step_back(work: Work) -> None:
-    """End a hold that did not come to its permanent fence: writes go on at once at the same authority."""
+def step_back(work: Work) -> None:
+    """End a hold that did not come to its permanent fence: it lapses by itself, at the same authority.
+
+    Nothing is opened here: by the time an ``open`` arrived, the flip might have been sealed and finished by another.
+    """
     work.flipping = False
-    if work.hold_began is None:
-        return
     work.hold_began = None
-    authority, _ = work.places.sides(work.routing)
-    if (await authority.state()).fence == "lapsing":
-        await authority.open(work.migration.flips)
 
 
 async def _sealed(work: Work) -> bool:

@@ -27,6 +27,8 @@ class MigrateOptions:
     """The cut-over and all that follows is confirmed."""
     ack_timeout_s: float = 30.0
     """How long to wait for processes that have not acknowledged."""
+    given: frozenset[str] = frozenset()
+    """Lasting options that were named, also with their default: they win over what was kept."""
 
     def checked(self) -> MigrateOptions:
         """These options, or InvalidArgument."""
@@ -94,6 +96,6 @@ def from_kept(options: MigrateOptions, kept: Mapping[str, Any]) -> MigrateOption
     chosen = {
         name: kept[name]
         for name in options.lasting()
-        if name in kept and getattr(options, name) == getattr(default, name)
+        if name in kept and name not in options.given and getattr(options, name) == getattr(default, name)
     }
     return MigrateOptions(**{**{f: getattr(options, f) for f in MigrateOptions.__slots__}, **chosen})

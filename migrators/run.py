@@ -61,7 +61,7 @@ async def run_stage(work: Work, stage: Stage, *, leave_out: frozenset[Action] = 
         try:
             detail = await HANDLERS[action](work)
         except DatalayerError as error:
-            await hold.step_back(work)
+            hold.step_back(work)
             parts = f" {work.hold_parts}" if work.hold_parts else ""
             await work.control.record_step(work.token, action, "failed", error.message + parts)
             work.reporter.step(action, "failed", error.message)

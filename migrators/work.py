@@ -12,8 +12,11 @@ from datalayer.routing.replay import Replayer
 from datalayer.routing.route import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from datalayer.clock import Clock
     from datalayer.control.base import Control, Migration
+    from datalayer.domains.record import Record
     from datalayer.domains.registry import Domain
     from datalayer.migrators.options import Failpoints, MigrateOptions, Reporter
     from datalayer.routing.places import Places
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Guard, Token
 
 __all__ = ["Work", "stores_last_writer"]
+CHANGED_KEPT_MAX = 20_000
 
 
 @dataclass(slots=True)
@@ -90,6 +94,11 @@ class Work:
     def phase(self) -> Phase:
         """The phase of this migration: source, as long as the routing in force is still that of an earlier attempt."""
         return self.routing.phase if self.routing.attempt == self.migration.attempt else Phase.SOURCE
+
+    def note_changed(self, records: Iterable[Record]) -> None:
+        """Remember what was replayed since the last verification, within a bound: a backfill may take days."""
+        if len(self.changed) < CHANGED_KEPT_MAX:
+            self.changed.update(record.ident for record in records)
 
     async def refresh(self) -> Routing:
         """Read routing and migration again."""

@@ -10,7 +10,7 @@ from datalayer.domains.registry import DOMAINS
 from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
 from datalayer.routing.lastwriter import IntentGuard, LastWriterAuthority
-from datalayer.routing.route import Phase
+from datalayer.routing.route import SOURCE_RULES, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -158,5 +158,7 @@ class Places:
             self.clock,
             process_number=self._process_number,
             intents=intents,
-            check=None if mirror is None else mirror.check,
+            # On the way back only: what the source cannot take would make a rollback impossible. On the way over such a
+            # record is quarantined and named, and the application goes on.
+            check=None if mirror is None or routing.phase in SOURCE_RULES else mirror.check,
         )
