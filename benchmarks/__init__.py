@@ -1,1 +1,1 @@
-"""Overhead, throughput and migration speed beside peers: python -m benchmarks."""
+"""Speed and memory of the data layer beside peers, both sides in one run: ``python -m benchmarks``."""

@@ -1,0 +1,59 @@
+"""python -m benchmarks [backfill|memory|repository|all] [--rows N] [--rounds N] [--json FILE]"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from benchmarks import backfill, document, memory, plots, report, repository
+from benchmarks.stage import Ground, ground
+
+ROWS, ROUNDS = 200_000, 3
+Benchmark = Callable[[Ground, argparse.Namespace, Callable[[str], None]], Coroutine[Any, Any, dict[str, Any]]]
+BENCHMARKS: dict[str, Benchmark] = {
+    "backfill": lambda place, chosen, say: backfill.measure(place, chosen.rows, chosen.rounds, say),
+    "memory": lambda place, chosen, say: memory.measure(place, chosen.memory_rows, say),
+    "repository": lambda place, chosen, say: repository.measure(place, chosen.calls, chosen.rounds, say),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = _parser().parse_args(arguments)
+    names = list(BENCHMARKS) if chosen.what == "all" else [chosen.what]
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+    documents = []
+    with ground() as place:
+        for name in names:
+            machine = document.machine()
+            body = asyncio.run(BENCHMARKS[name](place, chosen, say))
+            documents.append(document.document(name, body, machine))
+    for path in document.write(documents, chosen.json):
+        say(f"wrote {path}")
+    for path in plots.draw(documents):
+        say(f"drew {path}")
+    print("\n\n".join(report.text(one) for one in documents))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Speed and memory beside peers, in one run.")
+    parser.add_argument("what", nargs="?", choices=[*BENCHMARKS, "all"], default="all")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of the backfill (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of both sides (default %(default)s)")
+    parser.add_argument("--calls", type=int, default=repository.CALLS, help="calls of a round (default %(default)s)")
+    parser.add_argument(
+        "--memory-rows", type=int, nargs="+", default=memory.ROWS, help="table sizes of memory (default %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all results in one file, too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

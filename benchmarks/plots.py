@@ -1,0 +1,88 @@
+"""Results as SVG in docs/plots."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.document import ROOT
+
+PLOTS = ROOT / "docs" / "plots"
+OURS, PEER = "#2563a8", "#9aa5b1"
+# The same results give the same file, byte by byte.
+_STEADY: Any = {"svg.hashsalt": "datalayer", "svg.fonttype": "none"}
+
+
+def draw(documents: Sequence[Mapping[str, Any]], folder: Path = PLOTS) -> list[Path]:
+    """One file for each document."""
+    drawers = {"backfill": _backfill, "memory": _memory, "repository": _repository}
+    folder.mkdir(parents=True, exist_ok=True)
+    return [drawers[one["benchmark"]](one, folder / f"{one['benchmark']}.svg") for one in documents]
+
+
+def _backfill(found: Mapping[str, Any], path: Path) -> Path:
+    datasets = found["datasets"]
+    figure, axes = _figure(len(datasets), 7.0, 3.2)
+    for axis, (name, data) in zip(axes, datasets.items(), strict=True):
+        told = data["contenders"]
+        figures = [one["rows_per_s"] for one in told.values()]
+        _bars(axis, list(told), figures, [OURS if label.startswith("datalayer") else PEER for label in told])
+        axis.set_xlabel("rows a second, whole process")
+        axis.set_title(f"backfill, {name}: {data['rows']:,} rows, {data['mib']} MiB", fontsize=10)
+    return _save(figure, path)
+
+
+def _memory(found: Mapping[str, Any], path: Path) -> Path:
+    runs = found["runs"]
+    figure, (axis,) = _figure(1, 7.0, 0.6 + 0.4 * len(runs))
+    labels = [f"{one['rows']:,} rows to {one['target']}" for one in runs]
+    sizes = [
+        {"median": one["above_base_mib"], "min": one["above_base_mib"], "max": one["above_base_mib"]} for one in runs
+    ]
+    _bars(axis, labels, sizes, [OURS] * len(runs))
+    axis.axvline(64, color="#b42318", linewidth=1)
+    axis.set_xlabel("MiB above the base of a backfill worker (line: the aim)")
+    return _save(figure, path)
+
+
+def _repository(found: Mapping[str, Any], path: Path) -> Path:
+    stores = found["stores"]
+    longest = max(len(rows) for rows in stores.values())
+    figure, axes = _figure(len(stores), 7.0, 0.8 + 0.24 * longest)
+    for axis, (name, rows) in zip(axes, stores.items(), strict=True):
+        labels = [f"{one['call']}, {one['tasks']} task{'s'[: one['tasks'] > 1]}, {one['phase']}" for one in rows]
+        _bars(axis, labels, [one["ratio"] for one in rows], [OURS if one["phase"] == "rest" else PEER for one in rows])
+        axis.axvline(1.15, color="#b42318", linewidth=1)
+        axis.set_xlabel("time of a call over that of the bare driver (line: the aim at rest)")
+        axis.set_title(name, fontsize=10)
+    return _save(figure, path)
+
+
+def _figure(rows: int, width: float, height: float) -> tuple[Any, Sequence[Any]]:
+    from matplotlib import rc_context  # noqa: PLC0415 - a second to import, and only drawing needs it
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
+
+    with rc_context(_STEADY):
+        figure = Figure(figsize=(width, height * rows), layout="constrained")
+        axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    return figure, list(axes)
+
+
+def _bars(axis: Any, labels: Sequence[str], figures: Sequence[Mapping[str, float]], colours: Sequence[str]) -> None:
+    medians = [one["median"] for one in figures]
+    spread = (
+        [one["median"] - one["min"] for one in figures],
+        [one["max"] - one["median"] for one in figures],
+    )
+    axis.barh(range(len(labels)), medians, xerr=spread, color=colours, error_kw={"linewidth": 0.8, "capsize": 2})
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    from matplotlib import rc_context  # noqa: PLC0415 - as above
+
+    with rc_context(_STEADY):
+        figure.savefig(path, metadata={"Date": None})
+    return path

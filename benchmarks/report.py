@@ -1,0 +1,81 @@
+"""A result as text for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Columns = tuple[str, ...]
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """Every figure of one document, with the aims it has."""
+    machine = found["machine"]
+    head = f"{found['benchmark']}  {found['date']}  commit {found['commit']}  {machine['cpus']} cpus, load {machine['load_1min']}"
+    parts = {"backfill": _backfill, "memory": _memory, "repository": _repository}
+    return "\n".join([head, *parts[found["benchmark"]](found)])
+
+
+def table(rows: list[Columns]) -> list[str]:
+    """Columns as wide as they must be; the first one left, the others right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def spread(figure: Mapping[str, Any]) -> str:
+    return f"{number(figure['median'])} ±{figure['spread_pct'] / 2:.0f}%"
+
+
+def verdict(entry: Mapping[str, Any]) -> str:
+    if "aim" not in entry:
+        return ""
+    return f"{entry['aim']} {'met' if entry['met'] else 'MISSED'}"
+
+
+def _backfill(found: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for name, data in found["datasets"].items():
+        lines += ["", f"{name}: {data['rows']:,} rows, {data['mib']} MiB, {data['partitions']:,} partitions"]
+        rows: list[Columns] = [("rows/s", "whole process", "copying alone", "client CPU us/row", "rows equal")]
+        for contender, told in data["contenders"].items():
+            copying = told.get("copying_rows_per_s")
+            equal = {True: "yes", False: "NO", None: "-"}[told["rows_equal_to_the_source"]]
+            cpu = number(told["client_cpu_us_per_row"])
+            rows.append((contender, spread(told["rows_per_s"]), spread(copying) if copying else "-", cpu, equal))
+        lines += table(rows)
+        rows = [("ratio of", "whole process", "copying alone", "aim")]
+        for one in data["ratios"]:
+            alone = spread(one["copying_alone"]) if "copying_alone" in one else "-"
+            rows.append((f"{one['ours']} / {one['peer']}", spread(one["whole_process"]), alone, verdict(one)))
+        lines += ["", *table(rows)]
+    return lines
+
+
+def _memory(found: Mapping[str, Any]) -> list[str]:
+    rows: list[Columns] = [("backfill to", "rows", "base MiB", "peak MiB", "above base", "rows/s", "aim")]
+    for one in found["runs"]:
+        sizes = (one["base_mib"], one["peak_mib"], one["above_base_mib"])
+        rows.append((one["target"], f"{one['rows']:,}", *map(number, sizes), number(one["rows_per_s"]), verdict(one)))
+    return table(rows)
+
+
+def _repository(found: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for name, store in found["stores"].items():
+        rows: list[Columns] = [
+            (name, "tasks", "phase", "beside", "us a call", "bare driver", "ratio", "CPU ratio", "aim")
+        ]
+        for one in store:
+            ours, bare = spread(one["us_a_call"]), spread(one["bare_us_a_call"])
+            figures = (ours, bare, spread(one["ratio"]), spread(one["cpu_ratio"]), verdict(one))
+            rows.append((one["call"], str(one["tasks"]), one["phase"], one["bare"], *figures))
+        lines += ["", *table(rows)]
+    return lines
