@@ -20,7 +20,9 @@ OVER_KILLS = ("backfill.page=kill@3", "verify.page=kill@2", "await_readers.after
 """Where the migrator dies on its way over: the last one inside the hold."""
 
 
-async def play(servers: Servers, directory: Path, data: Path | None, *, rest_s: float, messages: int) -> None:
+async def play(
+    servers: Servers, directory: Path, data: Path | None, *, rest_s: float, messages: int, outage_s: float = 20.0
+) -> None:
     """Both ways; AssertionError names what went wrong."""
     name = f"job_{uuid4().hex[:8]}"
     postgres, cassandra = servers.postgres(1)[0], servers.cassandra()
@@ -33,12 +35,12 @@ async def play(servers: Servers, directory: Path, data: Path | None, *, rest_s: 
         await fleet.stage.preload()
         await fleet.start()
         await fleet.serve(rest_s)
-        await _over(fleet, cassandra, "cassandra", rest_s)
+        await _over(fleet, cassandra, "cassandra", rest_s, outage_s)
         await _back_and_over_again(fleet, "cassandra", rest_s)
         await fleet.command("migrations", "complete", "--yes")
         await fleet.serve(rest_s)
         fleet.tell("home again: Cassandra -> Postgres")
-        await _over(fleet, cassandra, "main", rest_s)
+        await _over(fleet, cassandra, "main", rest_s, outage_s)
         await _back_and_over_again(fleet, "main", rest_s)
         await fleet.command("migrations", "complete", "--yes")
         await fleet.serve(rest_s)
@@ -56,7 +58,7 @@ async def _import(fleet: Fleet, data: Path) -> None:
     assert again.told["digest"] == first.told["digest"]
 
 
-async def _over(fleet: Fleet, cassandra: CassandraServer, target: str, rest_s: float) -> None:
+async def _over(fleet: Fleet, cassandra: CassandraServer, target: str, rest_s: float, outage_s: float) -> None:
     """One way over with every kill; the migration of the round must be at ``target`` afterwards."""
     migrate = ("migrate", "messages", "--to", target, "--yes")
     for number, failpoint in enumerate(OVER_KILLS):
@@ -69,10 +71,10 @@ async def _over(fleet: Fleet, cassandra: CassandraServer, target: str, rest_s: f
             cassandra.kill9()
             fleet.tell("SIGKILL of Cassandra")
             going_on = asyncio.create_task(fleet.stage.command(*migrate, "--until", "verified"))
-            await fleet.serve(20)
+            await fleet.serve(outage_s)
             await asyncio.to_thread(cassandra.start)
             ended = await going_on
-            fleet.tell(f"Cassandra is back after 20 s; migrate --until verified -> {ended.code}")
+            fleet.tell(f"Cassandra is back after {outage_s:g} s; migrate --until verified -> {ended.code}")
             assert ended.code == 0, ended.told.get("error")
     ended = await fleet.command(*migrate)
     await fleet.serve(rest_s)
