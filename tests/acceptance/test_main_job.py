@@ -37,7 +37,7 @@ async def test_thirty_deaths_of_the_migrator_lose_nothing(servers: Servers, tmp_
         migrate = ("migrate", "messages", "--to", "cassandra")
         died = await kill_along(fleet, migrate, over)
         await fleet.command(*migrate, "--yes")
-        died += await kill_along(fleet, ("migrations", "rollback"), BACK[-8::2])
+        died += await kill_along(fleet, ("migrations", "rollback"), [*BACK[-12::2], "fence.after"])
         await fleet.command("migrations", "rollback", "--yes")
         await fleet.command(*migrate, "--yes")
         # after the very last action there is nothing left to complete
