@@ -8,9 +8,9 @@ from tests.conftest import TIER
 
 T = TypeVar("T")
 SECONDS = {
-    "crash matrix": {"check": 2.0, "test": 75.0, "deep": 900.0},
-    "simulation": {"check": 3.0, "test": 80.0, "deep": 1800.0},
-    "users": {"check": 1.0, "test": 10.0, "deep": 300.0},
+    "crash matrix": {"check": 1.2, "test": 75.0, "deep": 900.0},
+    "simulation": {"check": 1.5, "test": 80.0, "deep": 1800.0},
+    "users": {"check": 0.5, "test": 10.0, "deep": 300.0},
 }
 
 

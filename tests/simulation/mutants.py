@@ -40,6 +40,8 @@ class Mutant:
     pair: Pair
     killed_by: Literal["lives", "matrix"] = "lives"
     foreign: bool = False
+    how: str | None = None
+    """Which cases of the matrix only."""
 
 
 def _without(patch: pytest.MonkeyPatch, *actions: Action) -> None:
@@ -263,9 +265,13 @@ def version_from_the_counter_alone(patch: pytest.MonkeyPatch) -> None:
 def checkpoint_before_the_acknowledgement(patch: pytest.MonkeyPatch) -> None:
     inner = Backfill._apply
 
+    async def late(self: Backfill, records: Any) -> None:
+        await asyncio.sleep(0.02)
+        await inner(self, records)
+
     async def apply(self: Backfill, records: Any) -> None:
         # The page is written while the copy goes on as if it were there already.
-        self._late = [*getattr(self, "_late", []), asyncio.ensure_future(inner(self, records))]  # type: ignore[attr-defined]
+        self._late = [*getattr(self, "_late", []), asyncio.ensure_future(late(self, records))]  # type: ignore[attr-defined]
         self.copied.rows += len(records)
 
     patch.setattr(Backfill, "_apply", apply)
@@ -319,7 +325,7 @@ MUTANTS = [
     Mutant("fence by a state row", fence_by_a_state_row, SQL),
     Mutant("lapsing fence not made permanent", lapsing_fence_not_made_permanent, SQL),
     Mutant("fence dropped at complete", fence_dropped_at_complete, SQL, foreign=True),
-    Mutant("no token", no_token, SQL),
+    Mutant("no token", no_token, SQL, "matrix", how="zombie"),
     Mutant("eager reverse apply", eager_reverse_apply, OUT),
     Mutant("intent after the write", intent_after_the_write, BACK),
     Mutant("intents not brought to the authority", intents_not_brought_to_the_authority, BACK),

@@ -85,7 +85,7 @@ class GatedPlaces(Places):
 
     def __init__(self, inner: Places, actor: str, stage: Stage) -> None:
         super().__init__(inner.backends, inner.control, inner.clock, eager=False)
-        self.control = Gated(inner.control, actor, stage)  # type: ignore[assignment]
+        self.control = Gated(inner.control, actor, stage)
         self._actor, self._stage = actor, stage
 
     def store(self, domain: str, place: Place) -> Any:

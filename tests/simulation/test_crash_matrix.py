@@ -31,7 +31,7 @@ def test_one_fault_anywhere_loses_nothing_and_can_be_resumed() -> None:
         except (Violation, AssertionError) as error:
             failed.append(f"{case} => {error}")
     assert not failed, "\n".join(failed[:10])
-    assert struck > 30
+    assert struck >= 10
 
 
 def test_the_matrix_notices_a_migration_that_cannot_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from datalayer.testing.simulation.history import History, Violation
 from datalayer.testing.simulation.life import Life
+from datalayer.testing.simulation.world import Pair
 from tests.conftest import TIER
 from tests.simulation.budget import within
 
@@ -64,6 +65,21 @@ def test_whole_lives_of_many_seeds_keep_every_promise() -> None:
     assert not failed, "\n".join(failed)
     if TIER != "check":
         assert [name for name in SOMETIMES if not hits[name]] == []
+
+
+def test_whole_lives_of_users_keep_names_unique() -> None:
+    hits: Counter[str] = Counter()
+    failed: list[str] = []
+    for seed in within("users", count(FIRST)):
+        life = Life(seed, Pair(domain="users"))
+        try:
+            life.run()
+        except (Violation, AssertionError) as error:
+            failed.append(f"seed {seed} ({life.plan}): {error}\n" + "\n".join(life.log[-12:]))
+        hits.update(life.world.hits)
+    assert not failed, "\n".join(failed)
+    assert hits["names swapped"]
+    assert hits["a name was taken"]
 
 
 @pytest.mark.parametrize("seed", [11, 12])

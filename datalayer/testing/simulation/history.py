@@ -80,6 +80,8 @@ class History:
         self.acknowledged = 0
         self.failed: dict[str, int] = {}
         self.reads = 0
+        self.repairs = False
+        """A repair may have lifted versions: what was acknowledged at one version is the same at a higher one."""
         self.permanent: list[str] = []
         """Errors that no caller should ever see."""
 
@@ -156,7 +158,7 @@ class History:
             self.broken("I4", f"{who} read {token!r} in {name}, which nobody wrote there")
         elif write.outcome is Outcome.NOT_APPLIED:
             self.broken("I2", f"{who} read {token!r} of {name}, whose write was refused")
-        elif write.version is not None and write.version != version:
+        elif write.version is not None and (version < write.version or (version > write.version and not self.repairs)):
             self.broken("I4", f"{who} read {token!r} of {name} at {version}, acknowledged at {write.version}")
 
     def settle(self, key: Ident, record: Any, token: str | None) -> None:

@@ -19,6 +19,7 @@ from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Until
 from datalayer.testing.simulation.checks import sides_agree, watch_authorities
 from datalayer.testing.simulation.traffic import MessageTraffic
+from datalayer.testing.simulation.users import UserTraffic
 from datalayer.testing.simulation.wire import Profile
 from datalayer.testing.simulation.world import Pair, World
 
@@ -83,6 +84,7 @@ class Life:
             self.traffic.employ(await world.start())
         if self.plan.foreign:
             world.loop.spawn(world.loop.network, self.traffic.meddle(random.Random(self.rng.random())), name="psql")
+        await self.traffic.lay_down(world.processes[0])
         await asyncio.sleep(0.3)
         self._weather(self.plan.stormy)
         disasters = asyncio.ensure_future(self._disasters())
@@ -228,6 +230,7 @@ class Life:
         if name == "complete" and rng.random() < 0.5:
             name, act = migrate
         self.note(f"{name} (until {until})")
+        self.world.history.repairs |= name == "repair"
         self.world.hits[f"command {name}"] += 1
         return self.world.command(name, options, act, patience_s=6.0)
 
@@ -281,6 +284,7 @@ class Life:
         }[goal]
         options = MigrateOptions(until=until, yes=True, foreign_writers="refuse", ack_timeout_s=20.0)
         last: BaseException | None = None
+        other_way = False
         for _ in range(6):
             command = self.world.command(f"finish-{goal}", options, act, patience_s=20.0)
             await asyncio.wait([command.task], timeout=120.0)
@@ -291,15 +295,27 @@ class Life:
             self._judge(command)
             if last is None:
                 self.world.hits[f"finish {goal}"] += 1
+                if not other_way and goal in ("target", "complete"):
+                    self._arrived(command)
                 return
             if isinstance(last, PreconditionFailed) and not isinstance(last, NotFinished):
                 act, until = self._other_way(last, act, until)
+                other_way = True
                 options = MigrateOptions(until=until, yes=True, foreign_writers="refuse", ack_timeout_s=20.0)
                 if act is None:
                     return
             elif not isinstance(last, (NotFinished, LostLease)) and not getattr(last, "retryable", False):
                 break
         self.world.broken("I10", f"finish {goal} fails for ever: {last!r}, {self._where()}")
+
+    def _arrived(self, command: Command) -> None:
+        """I7: where a migration says that it has arrived, there the data is."""
+        migration = command.task.result()
+        routing = self.world.control.routes[self.plan.pair.domain]
+        if routing.attempt != migration.attempt:
+            self.world.broken(
+                "I7", f"{migration.id} says it is done, but {self._where()} is of attempt {routing.attempt}"
+            )
 
     def _other_way(self, error: PreconditionFailed, act: Any, until: Until) -> tuple[Any, Until]:
         """What the refusal says to do instead; None: there is nothing left to do."""
@@ -344,9 +360,9 @@ class Life:
                 self.world.broken("I10", f"{process.machine.name} cannot write: {self._where()}")
 
 
-def traffic_of(world: World) -> MessageTraffic:
+def traffic_of(world: World) -> MessageTraffic | UserTraffic:
     """The traffic of the domain that moves."""
-    return MessageTraffic(world)
+    return MessageTraffic(world) if world.pair.domain == "messages" else UserTraffic(world)
 
 
 async def start_process(world: World) -> Process | None:

@@ -12,13 +12,14 @@ import asyncio
 import heapq
 from collections import deque
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
     from contextvars import Context
 
+Ts = TypeVarTuple("Ts")
 EVENTS_MAX: Final = 20_000_000
 
 
@@ -72,20 +73,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override, unused-ignore]
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         machine = self._machine_of(context)
         handle = asyncio.Handle(callback, args, self, context)
         self._enqueue(machine, handle)
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:  # type: ignore[override, unused-ignore]
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:  # type: ignore[override, unused-ignore]
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, self._machine_of(context), handle))
@@ -107,7 +110,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._busy[at] = self._busy[-1]
             self._busy.pop()
         if not handle.cancelled():
-            handle._run()  # type: ignore[attr-defined]  # noqa: SLF001 - as every event loop does
+            handle._run()  # noqa: SLF001 - as every event loop does
 
     def _machine_of(self, context: Context | None) -> Machine:
         machine = _machine.get() if context is None else context.get(_machine, NETWORK)

@@ -67,11 +67,21 @@ class Case:
     persistent: bool = False
     again: int = 0
     """Crash once more, at this call of the resume (0: no)."""
+    zombie: bool = False
+    """Instead of the fault the coordinator stops there, and goes on after others have finished its step."""
     alone: bool = False
     """No coordinator ever comes back: the watchdogs of the processes are all there is."""
 
+    @property
+    def how(self) -> str:
+        """What else is special about it."""
+        chosen = {"zombie": self.zombie, "persistent": self.persistent, "again": self.again, "alone": self.alone}
+        return next((name for name, is_so in chosen.items() if is_so), "once")
+
     def __str__(self) -> str:
         lasting = "persistent " if self.persistent else ""
+        if self.zombie:
+            return f"{self.pair} {self.journey}: stopped at {self.point.action}/{self.point.call}, wakes later"
         more = f", again at {self.again}" if self.again else ", alone" if self.alone else ""
         return f"{self.pair} {self.journey}: {lasting}{self.fault} at {self.point.action}/{self.point.call}{more}"
 
@@ -87,11 +97,14 @@ class Numbered:
     action: str = "start"
     struck_at: float | None = None
     crashed: bool = False
+    attached: dict[str, Command] = field(default_factory=dict)
+    sleeper: Command | None = None
     _resumed: int = 0
 
     def attach(self, command: Command) -> None:
         """Watch the calls of this coordinator."""
-        command.wire.plan = lambda call: self._inject(call)
+        command.wire.plan = self._inject
+        self.attached[command.machine.name] = command
 
     async def reach(self, name: str) -> None:
         """The failpoints of the engine: the action under way."""
@@ -108,6 +121,10 @@ class Numbered:
         if case is None or len(self.points) != case.point.number:
             return None
         self.struck_at = self.world.loop.time()
+        if case.zombie:
+            self.sleeper = self.attached[call.client]
+            self.world.loop.pause(self.sleeper.machine)
+            return None
         self.crashed = case.fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
         return Injection(case.fault, 1e-5, 1e-5)
 
@@ -142,8 +159,7 @@ class Matrix:
         watch_authorities(world)
         for _ in range(2):
             process = await world.start()
-            for room in traffic.rooms:
-                await traffic.append(process, room, "before", rng=world.rng)
+            await traffic.lay_down(process)
             traffic.employ(process)
         ended = True
         for step in self._steps:
@@ -191,7 +207,7 @@ class Matrix:
         for _ in range(TRIES):
             command = self._command(step)
             await _ended(command)
-            if command.wire.dying:
+            if command.wire.dying or command.machine.paused:
                 if self._case is not None and self._case.alone:
                     return False
                 await asyncio.sleep(PERSISTS_S / 4)
@@ -201,14 +217,25 @@ class Matrix:
                 return False
             last = command.task.exception()
             if last is None:
+                await self._wake()
                 return True
             if isinstance(last, PreconditionFailed) and self._done_already(step, last):
+                await self._wake()
                 return True
             if not isinstance(last, DatalayerError) or not (last.retryable or isinstance(last, NotFinished)):
                 break
             await asyncio.sleep(PERSISTS_S / 4)
         self.world.broken("I7", f"{step} cannot be done again: {last!r} in {self._phase()}")
         return False
+
+    async def _wake(self) -> None:
+        """The sleeper goes on, now that others have done its work."""
+        sleeper = self.numbered.sleeper
+        if sleeper is not None and sleeper.machine.paused:
+            # Long enough for writes under the routing that the sleeper knows nothing of.
+            await asyncio.sleep(0.6)
+            self.world.loop.resume(sleeper.machine)
+            await asyncio.wait([sleeper.task], timeout=30.0)
 
     def _done_already(self, step: str, error: PreconditionFailed) -> bool:
         text = str(error)
@@ -236,7 +263,7 @@ async def _ended(command: Command) -> None:
     """Wait for its end, or its crash."""
     for _ in range(900):
         await asyncio.wait([command.task], timeout=0.1)
-        if command.task.done() or command.wire.dying:
+        if command.task.done() or command.wire.dying or command.machine.paused:
             return
 
 
@@ -264,7 +291,7 @@ def all_cases(pairs: Iterable[Pair], rng: random.Random) -> list[Case]:
         for journey in JOURNEYS:
             for point in chosen_points(number(pair, journey).points):
                 for case in _cases_at(pair, journey, point, rng):
-                    how = "persistent" if case.persistent else "again" if case.again else "alone" if case.alone else "once"
+                    how = case.how
                     lanes.setdefault((point.action, case.fault, how), []).append(case)
     for lane in lanes.values():
         rng.shuffle(lane)
@@ -273,6 +300,7 @@ def all_cases(pairs: Iterable[Pair], rng: random.Random) -> list[Case]:
 
 
 def _cases_at(pair: Pair, journey: str, point: Point, rng: random.Random) -> Iterable[Case]:
+    yield Case(pair, journey, point, Fault.NONE, zombie=True)
     for fault in FAULTS:
         yield Case(pair, journey, point, fault)
         if fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER):

@@ -35,6 +35,8 @@ class MessageTraffic:
         self.history: History = world.history
         self.rooms = [UUID(int=world.rng.getrandbits(128), version=4) for _ in range(ROOMS)]
         self.stopped = asyncio.Event()
+        self.cold: set[Any] = set()
+        """Keys that nobody writes again: an edit would heal what a copy has missed."""
         self._pause_s = pause_s
         self._tokens = 0
 
@@ -47,7 +49,7 @@ class MessageTraffic:
     def employ(self, process: Process, *, writers: int = 1, readers: int = 1) -> None:
         """Start writers and readers in a process."""
         loop, rng = self.world.loop, self.world.rng
-        import random  # noqa: PLC0415, TID251 - seeded sources, one for each task
+        import random  # noqa: PLC0415 - seeded sources, one for each task
 
         for number in range(writers + readers):
             own = random.Random(rng.getrandbits(64))
@@ -182,7 +184,7 @@ class MessageTraffic:
         return message.body
 
     def _pick(self, rng: random.Random) -> tuple[UUID, UUID] | None:
-        keys = list(self.history.keys)
+        keys = [key for key in self.history.keys if key not in self.cold]
         if not keys:
             return None
         key = rng.choice(keys[-HOT:]) if rng.random() < 0.5 else rng.choice(keys)
@@ -199,6 +201,11 @@ class MessageTraffic:
     async def prove_alive(self, process: Process) -> None:
         """One write that must get through."""
         await self.append(process, self.rooms[0], "the end", rng=self.world.rng)
+
+    async def lay_down(self, process: Process) -> None:
+        """One cold message in each conversation."""
+        for room in self.rooms:
+            self.cold.add(await self.append(process, room, "before", rng=self.world.rng))
 
     # --- programs that do not know the library ----------------------------------------------------------------------
 
