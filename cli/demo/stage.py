@@ -138,6 +138,10 @@ class Stage:
         """End a worker by SIGKILL, in the middle of whatever it does."""
         await _kill(self._workers.pop(name))
 
+    def pid(self, name: str) -> int:
+        """The process id of a worker."""
+        return self._workers[name].pid
+
     async def close(self) -> None:
         """End whatever still runs. Idempotent."""
         for process in self._workers.values():
