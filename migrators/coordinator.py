@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 KEEP_S: Final = 1.0
 TAKE_WAIT_S: Final = 20.0
 IDLE_S: Final = 0.02
+RETRY_S: Final = 0.4
 PATIENCE_S: Final = 120.0
 BEFORE_CUT_OVER: Final = frozenset({Until.DUAL, Until.BACKFILLED, Until.VERIFIED, None})
 _SILENT: Final = Silent()
@@ -331,7 +332,7 @@ class Coordinator:
                 if work.clock.monotonic() >= until or work.routing.at_rest:
                     raise
                 self._reporter.note(f"the target does not answer ({error.message}); waiting for it")
-                await asyncio.sleep(0.5 * 0.9)
+                await asyncio.sleep(RETRY_S)
             else:
                 return
 
