@@ -166,10 +166,12 @@ async def catch_up(work: Work) -> str:
 
 
 async def verify(work: Work) -> str:
-    """Compare both sides; VerificationFailed when they differ."""
+    """Compare both sides; PreconditionFailed while records are in quarantine, VerificationFailed when they differ."""
+    await check_quarantine(work)
     work.changed.clear()
     verdict = await run_verification(work)
     if not verdict.ready:
+        await check_quarantine(work)
         first = verdict.differences[0] if verdict.differences else None
         what = f"{first.what} {first.kind} {first.key}" if first else f"undecided {verdict.undecided[0]}"
         raise VerificationFailed(
@@ -223,13 +225,7 @@ async def check_arm(work: Work) -> str:
 
 async def check_ready(work: Work) -> None:
     """PreconditionFailed when a known reason stops the cut-over: quarantine, verdict, foreign hands."""
-    quarantined = await work.control.quarantined(work.migration.id, 1)
-    if quarantined:
-        row = quarantined[0]
-        raise PreconditionFailed(
-            f"{row.kind} {row.key.hex()} cannot be stored by the target: {row.reason}",
-            hint="mend it, then datalayer migrations repair",
-        )
+    await check_quarantine(work)
     verdict = await work.control.document(work.migration.id, VERDICT)
     if verdict is None or not verdict["ready"] or verdict["authority"] != work.routing.authority.backend:
         raise PreconditionFailed("the last verification is not clean or too old", hint="datalayer migrations verify")
@@ -246,6 +242,17 @@ async def check_ready(work: Work) -> None:
         raise PreconditionFailed(
             f"programs that do not use this library write {work.migration.domain}: {', '.join(writers[:5])}",
             hint="move them over, or refuse them with --foreign-writers refuse",
+        )
+
+
+async def check_quarantine(work: Work) -> None:
+    """PreconditionFailed when the mirror refused a record for what it is: no copy can be equal before it is mended."""
+    quarantined = await work.control.quarantined(work.migration.id, 1)
+    if quarantined:
+        row = quarantined[0]
+        raise PreconditionFailed(
+            f"{row.kind} {row.key.hex()} cannot be stored by the target: {row.reason}",
+            hint="mend it, then datalayer migrations repair",
         )
 
 
