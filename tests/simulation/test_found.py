@@ -101,7 +101,7 @@ def test_a_repeated_append_is_readable_when_it_is_answered() -> None:
         traffic = await _peopled(world)
         await _run(world, lambda c: c.migrate("t"), until=Until.DUAL)
         process = world.processes[0]
-        await asyncio.sleep(1.5)
+        await world.elapse(1.5)
         lost = [Fault.LOST_REQUEST]
 
         def once(call: Call) -> Injection | None:

@@ -270,7 +270,7 @@ class Life:
         self._count_dead()
         while len(world.processes) < PROCESSES:
             await self._restart()
-        await asyncio.sleep(6.0)
+        await world.elapse(6.0)
 
     async def _finish(self) -> None:
         """I10: without faults an operator brings it to an end in a few tries."""

@@ -169,7 +169,7 @@ class Matrix:
             await asyncio.sleep(0.1)
         if self._case is not None and self._case.alone and not ended:
             # Longer than the coordinator's lease, a hold, and a round of the watchdogs.
-            await asyncio.sleep(9.0)
+            await world.elapse(9.0)
         for process in world.processes:
             before = world.history.acknowledged
             await traffic.prove_alive(process)
@@ -233,7 +233,7 @@ class Matrix:
         sleeper = self.numbered.sleeper
         if sleeper is not None and sleeper.machine.paused:
             # Long enough for writes under the routing that the sleeper knows nothing of.
-            await asyncio.sleep(0.6)
+            await self.world.elapse(0.6)
             self.world.loop.resume(sleeper.machine)
             await asyncio.wait([sleeper.task], timeout=30.0)
 

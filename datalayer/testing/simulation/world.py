@@ -196,6 +196,10 @@ class World:
         task = self.loop.spawn(machine, _quietly(act(coordinator)), name=machine.name)
         return Command(machine, wire, coordinator, task)
 
+    async def elapse(self, seconds: float) -> None:
+        """Let virtual time pass: costs nothing."""
+        await asyncio.sleep(seconds)
+
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def run(self, main: Coroutine[Any, Any, Any]) -> Any:
