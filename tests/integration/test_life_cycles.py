@@ -10,6 +10,7 @@ import pytest
 from datalayer.errors import AlreadyExists, NotFound, PreconditionFailed
 from datalayer.layer import DataLayer
 from datalayer.migrators.coordinator import Coordinator
+from datalayer.routing import route as routes
 from datalayer.settings import Settings
 from tests.integration.live import coordinator_of, create_schemas, life_cycle, preload, settings_of, traffic
 from tests.servers import Servers
@@ -83,7 +84,7 @@ async def test_a_quiet_life_cycle_copies_exactly_what_is_there(
     assert found == rows
 
 
-async def _placed(coordinator: Coordinator) -> object:
+async def _placed(coordinator: Coordinator) -> routes.Place:
     _, routings = await coordinator.places.control.routings()
     await coordinator.places.ensure_open(routings["messages"].authority)
     return routings["messages"].authority

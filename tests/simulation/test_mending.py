@@ -22,6 +22,10 @@ from datalayer.testing.simulation.world import Pair, World
 CHOSEN = MigrateOptions(until=Until.TARGET, yes=True, foreign_writers="refuse")
 
 
+VIRTUAL_S = 1.0
+"""Costs nothing: the simulation's time is virtual."""
+
+
 class Meanwhile(Silent):
     """Does something between backfill and verification, and lets the replayer of this coordinator see it."""
 
@@ -30,10 +34,12 @@ class Meanwhile(Silent):
 
     async def reach(self, name: str) -> None:
         if name == "backfill.before":
-            await asyncio.sleep(1.0)  # until that replayer has begun: it knows nothing of what the backfill will name
+            await asyncio.sleep(
+                VIRTUAL_S
+            )  # until that replayer has begun: it knows nothing of what the backfill will name
         if name == "verify.before":
             await self._act()
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(VIRTUAL_S)
 
 
 @pytest.mark.parametrize("way", ["edit", "delete", "plain delete"])

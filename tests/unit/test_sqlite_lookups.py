@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from datalayer.stores.sql.statement import expanded
 
 TABLE = sa.table("rows", sa.column("a"), sa.column("b"), sa.column("c"))
-KEYS = sa.bindparam("keys", expanding=True)
+KEYS: sa.BindParameter[object] = sa.bindparam("keys", expanding=True)
 
 
 def plan(sql: str, parameters: int) -> str:
