@@ -152,7 +152,7 @@ class Stage:
         """Note workers that ended by themselves."""
         for name, process in list(self._workers.items()):
             if process.returncode is not None:
-                self.failures.append(f"worker {name} ended by itself with {process.returncode}")
+                self.failures.append(f"worker {name} ended by itself with {process.returncode}: {self._errors(name)}")
                 del self._workers[name]
 
     async def command(self, *words: str, failpoints: str = "", watch: Callable[[], Any] | None = None) -> Ended:

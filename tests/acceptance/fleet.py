@@ -70,7 +70,7 @@ class Fleet:
         while time.monotonic() < until:
             await asyncio.sleep(0.1)
             self.stage.check()
-        assert self.stage.failures == []
+        assert self.stage.failures == [], self.stage.failures
 
     async def command(self, *words: str, code: int = 0, failpoints: str = "") -> Ended:
         """Run ``datalayer WORDS`` and expect an exit code; with failpoints, expect to be killed."""
@@ -106,7 +106,7 @@ class Fleet:
     async def judge(self) -> Findings:
         """Stop the workers, read everything, judge every operation."""
         await self.stage.stop()
-        assert self.stage.failures == []
+        assert self.stage.failures == [], self.stage.failures
         async with DataLayer.open(self.stage.config, options=LayerOptions(name="final", assist=False)) as layer:
             await read_everything(layer.messages, self.stage.ledgers)
         found = oracle.check(read_ledgers(self.stage.ledgers))
