@@ -58,7 +58,7 @@ def journal_row_outside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     inner = MemoryServer._journal
 
     def later(self: MemoryServer, place: Any, record: Record) -> None:
-        asyncio.get_running_loop().call_later(0.02, inner, self, place, record)
+        asyncio.get_running_loop().call_later(0.3, inner, self, place, record)
 
     patch.setattr(MemoryServer, "_journal", later)
 
@@ -143,6 +143,8 @@ def fence_by_a_state_row(patch: pytest.MonkeyPatch) -> None:
 
     async def execute(self: TransactionalMessages, mutation: Any, deadline: Any) -> Any:
         await self._call("look", lambda: refuse(self._server, self.place), deadline, write=False)
+        # The rest of a transaction whose snapshot is as old as that look.
+        await asyncio.sleep(0.05)
         return await inner(self, mutation, deadline)
 
     patch.setattr(TransactionalMessages, "execute", execute)
