@@ -25,7 +25,7 @@ from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Until
 from datalayer.settings import Settings
 
-CALLS = 300
+CALLS = 200
 SLICES_PER_ROUND = 3
 CONVERSATIONS = 100
 MESSAGES_EACH = 60

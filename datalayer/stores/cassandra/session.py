@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cassandra import DriverException
 from cassandra.cluster import NoHostAvailable, ResultSet
+from cassandra.connection import ConnectionException
 from cassandra.policies import HostStateListener
 from cassandra.protocol import ErrorMessage
 
@@ -40,7 +41,7 @@ REQUEST_TIMEOUT_S: Final = 10.0
 """For calls that carry no deadline: above the server's own timeouts (2 s a write, 5 s a read by default)."""
 SCHEMA_TIMEOUT_S: Final = 60.0
 _FIND_TABLE: Final = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?"
-_DRIVER_ERRORS: Final = (DriverException, NoHostAvailable, ErrorMessage, OSError)
+_DRIVER_ERRORS: Final = (DriverException, NoHostAvailable, ErrorMessage, ConnectionException, OSError)
 _log: Final = logging.getLogger(__name__)
 
 
