@@ -5,7 +5,7 @@ from typing import NoReturn
 import pytest
 from cassandra import InvalidRequest
 from cassandra.cluster import NoHostAvailable
-from cassandra.connection import ConnectionBusy, ConnectionShutdown
+from cassandra.connection import ConnectionShutdown
 
 from datalayer.clock import SystemClock
 from datalayer.errors import DatalayerError, OutcomeUnknown, Unavailable
@@ -22,7 +22,6 @@ _SETTINGS = {"backends": {"c": {"url": "cassandra://127.0.0.1/k?local_dc=d"}}, "
     [
         (ConnectionShutdown("reset by peer"), True, OutcomeUnknown),
         (ConnectionShutdown("reset by peer"), False, Unavailable),
-        (ConnectionBusy("busy"), False, Unavailable),
         (ConnectionResetError(104, "reset by peer"), True, OutcomeUnknown),
         (NoHostAvailable("none", {}), True, Unavailable),
         (InvalidRequest("no"), True, Refused),
