@@ -64,7 +64,7 @@ class IdSource:
 
 def check_id(value: UUID, now_us: int, what: str = "id") -> UUID:
     """Refuse an id that is not a UUIDv7, or lies more than 60 s in the future (InvalidArgument)."""
-    if value.version != 7:  # noqa: PLR2004 - the RFC's number
+    if value.version != 7:
         msg = f"{what} {value} is a UUID of version {value.version}, but ids are UUIDv7"
         raise InvalidArgument(msg, hint="leave id out, or make it with datalayer.uuid7()")
     if id_time_us(value) > now_us + FUTURE_LIMIT_US:

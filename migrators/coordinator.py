@@ -320,21 +320,20 @@ class Coordinator:
             await asyncio.gather(replay, return_exceptions=True)
 
     async def _raise_token(self, work: Work) -> None:
-        """In both databases, before the first step. A target that is down delays nothing but its own steps."""
-        await self._places.ensure_open(work.migration.source)
-        await self._places.backend(work.migration.source).raise_token(work.token)
+        """In both databases, before the first step; one that is down is waited for while the patience lasts."""
         until = work.clock.monotonic() + self._patience_s
-        while True:
+        waiting = [work.migration.source, work.migration.target]
+        while waiting:
             try:
-                await self._places.ensure_open(work.migration.target)
-                await self._places.backend(work.migration.target).raise_token(work.token)
+                await self._places.ensure_open(waiting[0])
+                await self._places.backend(waiting[0]).raise_token(work.token)
             except Unavailable as error:
                 if work.clock.monotonic() >= until or work.routing.at_rest:
                     raise
-                self._reporter.note(f"the target does not answer ({error.message}); waiting for it")
+                self._reporter.note(f"{waiting[0].backend} does not answer ({error.message}); waiting for it")
                 await asyncio.sleep(RETRY_S)
             else:
-                return
+                del waiting[0]
 
     async def _keep_lease(self, value: int, task: asyncio.Task[Any], failures: list[DatalayerError]) -> None:
         name = coordinator_lease(self._domain)
