@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control
+    from datalayer.settings import BackendUrl
     from datalayer.stores.base import Backend
 
 MOVABLE: Final = ("users", "messages")
@@ -84,7 +85,7 @@ class DataLayer:
         self._watchdog = Watchdog(
             self.process, self.places, self._routers, self.lease, jitter=jitter.random, assist=options.assist
         )
-        limits = Limits(settings.limits.body_max_bytes, settings.deadlines.default_s)
+        limits = Limits(settings.limits.body_max_bytes, settings.deadlines.default_s, settings.deadlines.max_s)
         self.users = Users(self._routers["users"], ids, clock, limits)
         self.messages = Messages(self._routers["messages"], ids, clock, limits)
 
@@ -97,7 +98,8 @@ class DataLayer:
         options: LayerOptions | None = None,
         clock: Clock | None = None,
     ) -> AsyncIterator[DataLayer]:
-        """The data layer of a configuration file, of Settings, or found as DESIGN says (embedded when nothing is).
+        """The data layer of a configuration file, of Settings, or of ./datalayer.toml or the environment (see
+        ``load_settings``; embedded when nothing is configured).
 
         Raises ConfigurationError, MissingDependencyError, SchemaBehind, RoutingMismatch, Unavailable.
         """
@@ -202,6 +204,7 @@ async def open_control_store(settings: Settings, clock: Clock) -> Control:
     """The control store, connected; its schema is created when there is none."""
     if settings.embedded_directory is not None:
         settings.embedded_directory.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.control)
     control = open_control(settings.control, clock)
     await control.open(create=True)
     return control
@@ -213,9 +216,21 @@ def make_backends(settings: Settings, clock: Clock) -> dict[str, Backend]:
     for name, configured in settings.backends.items():
         if configured.url is None:
             raise ConfigurationError(f"backend {name!r}: sharded members are not served by this version yet")
+        if configured.replicas:
+            raise ConfigurationError(
+                f"backend {name!r}: replicas are not served by this version yet",
+                hint="remove them: every read is the authority's",
+            )
+        _make_folder(configured.url)
         factory = open_factory(configured.scheme, name)
         backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock)
     return backends
+
+
+def _make_folder(url: BackendUrl) -> None:
+    """The folder of a SQLite file, one level: a whole path that is not there is a mistake, and is told as one."""
+    if url.scheme == "sqlite" and url.path is not None and url.path.parent.parent.is_dir():
+        url.path.parent.mkdir(exist_ok=True)
 
 
 async def claim_first_places(settings: Settings, places: Places) -> None:

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from datalayer.clock import Clock
+    from datalayer.repositories.limits import Limits
 
 PAGE_MAX: Final = 1000
 MANY_MAX: Final = 1000
-TIMEOUT_MAX_S: Final = 30.0
 ambient_deadline: ContextVar[Deadline | None] = ContextVar("datalayer_deadline", default=None)
 
 
-def deadline_of(clock: Clock, timeout: float | None, default_s: float) -> Deadline:
-    """The deadline of one call: its own timeout, else the context's deadline, else the default; at most 30 s."""
+def deadline_of(clock: Clock, timeout: float | None, limits: Limits) -> Deadline:
+    """The deadline of one call: its own timeout, else the context's deadline, else the default; at most the limit."""
     around = ambient_deadline.get()
     if timeout is None:
-        return Deadline(clock, default_s) if around is None else around
-    if not 0 < timeout <= TIMEOUT_MAX_S:
-        raise InvalidArgument(f"timeout is {timeout} s; it must be above 0 and at most {TIMEOUT_MAX_S:g}")
+        return Deadline(clock, limits.timeout_s) if around is None else around
+    if not 0 < timeout <= limits.timeout_max_s:
+        raise InvalidArgument(f"timeout is {timeout} s; it must be above 0 and at most {limits.timeout_max_s:g}")
     own = Deadline(clock, timeout)
     return own if around is None or own.at < around.at else around
 

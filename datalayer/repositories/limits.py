@@ -11,3 +11,4 @@ class Limits:
 
     body_max_bytes: int = 1 << 20
     timeout_s: float = 5.0
+    timeout_max_s: float = 30.0

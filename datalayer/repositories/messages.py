@@ -154,4 +154,4 @@ class Messages:
         return Page(tuple(items), encode_cursor(items[-1].id, "messages.history", bound) if full else None)
 
     def _deadline(self, timeout: float | None) -> Deadline:
-        return deadline_of(self._clock, timeout, self._limits.timeout_s)
+        return deadline_of(self._clock, timeout, self._limits)

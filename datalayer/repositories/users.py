@@ -167,7 +167,7 @@ class Users:
         return None
 
     def _deadline(self, timeout: float | None) -> Deadline:
-        return deadline_of(self._clock, timeout, self._limits.timeout_s)
+        return deadline_of(self._clock, timeout, self._limits)
 
 
 def _unique(field: str, value: str, limit_bytes: int) -> str:

@@ -49,7 +49,9 @@ _BY_STATE: Final[dict[str, Callable[[str], DatalayerError]]] = {
     "3F000": StaleRoute,
     "42883": lambda text: SchemaBehind(text, hint=_HINT_SCHEMA),
     "42703": lambda text: SchemaBehind(text, hint=_HINT_SCHEMA),
-    "42501": lambda text: PreconditionFailed(text, hint="`datalayer doctor` prints the GRANTs that are needed"),
+    "42501": lambda text: PreconditionFailed(
+        text, hint="the role of the URL must own the tables: a migration makes triggers and tables"
+    ),
     "3D000": PreconditionFailed,
     "26000": lambda text: ConfigurationError(text, hint=_HINT_POOLER),
     "42P05": lambda text: ConfigurationError(text, hint=_HINT_POOLER),
