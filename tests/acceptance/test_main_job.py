@@ -17,7 +17,7 @@ pytestmark = pytest.mark.servers
 async def test_messages_move_over_and_back_while_migrator_writer_and_server_are_killed(
     servers: Servers, tmp_path: Path
 ) -> None:
-    await play(servers, tmp_path / "fleet", None, rest_s=1.0, messages=1500, outage_s=3.0)
+    await play(servers, tmp_path / "fleet", None, rest_s=1.0, messages=1500, outage_s=3.0, home=False)
 
 
 async def test_thirty_deaths_of_the_migrator_lose_nothing(servers: Servers, tmp_path: Path) -> None:

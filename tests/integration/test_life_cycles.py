@@ -65,7 +65,7 @@ async def test_messages_go_over_and_back_and_over_under_traffic(
     assert min(live.writes, live.reads) > 100
 
 
-@pytest.mark.parametrize("rows", [0, 1, 99, 100, 101])
+@pytest.mark.parametrize("rows", [0, 1, 101])
 @pytest.mark.parametrize(("source", "target"), [("postgres", "cassandra"), ("cassandra", "postgres")])
 async def test_a_quiet_life_cycle_copies_exactly_what_is_there(
     place: Place, source: str, target: str, rows: int
