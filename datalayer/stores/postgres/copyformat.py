@@ -30,6 +30,10 @@ _MESSAGE_HEAD: Final = struct.pack("!h", 11) + _UUID
 _USER_HEAD: Final = struct.pack("!h", 9) + _UUID
 _CLAIM_HEAD: Final = struct.pack("!h", 6)
 _EMPTY: Final = _length(len(uuid_array(b""))) + uuid_array(b"")
+# What most messages hold behind their body: no thread, no attachments, never edited, no attributes.
+_PLAIN: Final = ("text", None, b"", None, "{}")
+_PLAIN_MIDDLE: Final = b"".join((_length(4), b"text", _NULL, _EMPTY, _NULL))
+_PLAIN_END: Final = _length(2) + b"{}"
 
 
 def _sized(value: bytes) -> bytes:
@@ -46,7 +50,12 @@ def message_row(record: Record) -> bytes:
     sender, body, kind, thread, attachments, edited, attributes = cast(
         "tuple[bytes, str, str, bytes | None, bytes, int | None, str]", fields
     )
-    text, tag, json = body.encode(), kind.encode(), attributes.encode()
+    text = body.encode()
+    if fields[2:] == _PLAIN:
+        tail = _flag_version(1, deleted, 8, version)
+        head = (_MESSAGE_HEAD, key[:16], _UUID, key[16:], _UUID, sender, _length(len(text)))
+        return b"".join((*head, text, _PLAIN_MIDDLE, tail, _PLAIN_END))
+    tag, json = kind.encode(), attributes.encode()
     return b"".join(
         (
             _MESSAGE_HEAD,

@@ -5,6 +5,7 @@ What products do differently - sampling a table's keys, guessing its size, guard
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 from datalayer.errors import InvalidArgument, Quarantine, SchemaBehind, StaleRoute
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from datalayer.stores.sql.relation import Relation
 
 SAMPLES_PER_RANGE: Final = 16
+# How a batch fails with a record in it that cannot be made a row, or a row that the driver refuses. A mistake of ours
+# among them comes up again when the records are looked at one by one.
+_UNFIT: Final = (InvalidArgument, AttributeError, LookupError, TypeError, ValueError, struct.error)
 
 
 class Undo(Exception):
@@ -147,8 +151,18 @@ class SqlStore:
     ) -> None:
         """Apply what can be stored in one transaction by ``apply_all``, which is ``apply_in`` with what surrounds it.
 
-        A record the driver refuses (InvalidArgument) is found by halving; Quarantine names all that were refused.
+        Records are looked at one by one only once they have failed as a whole, which hardly ever happens: a look costs
+        as much as the row. What the driver refuses beyond that (InvalidArgument) is found by halving; Quarantine names
+        all that were refused.
         """
+        try:
+            await apply_all(records)
+        except _UNFIT:
+            await self._apply_checked(apply_all, records)
+
+    async def _apply_checked(
+        self, apply_all: Callable[[Sequence[Record]], Awaitable[None]], records: Sequence[Record]
+    ) -> None:
         rejected = {record.ident: why for record in records if (why := self.check(record)) is not None}
         good = [record for record in records if record.ident not in rejected] if rejected else records
         await self._apply_halving(apply_all, good, rejected)
