@@ -42,7 +42,7 @@ SHARED_BYTES_MAX: Final = 4 * 1024
 SHARED_PARTITIONS_MAX: Final = 10
 ROW_BYTES: Final = 80
 """What a row adds to its cell in a request, about."""
-IN_FLIGHT_BATCHES: Final = 32
+IN_FLIGHT_BATCHES: Final = 64
 # Beyond ten partitions in one unlogged batch the server warns. These rows are tiny, so one request carries ten.
 BUCKETS_PER_BATCH: Final = 10
 BUCKET_BATCHES_AHEAD: Final = 8
