@@ -29,20 +29,23 @@ if TYPE_CHECKING:
 PAGE_BYTES: Final = 2 << 20
 PAGE_ROWS_FIRST: Final = 100
 PAGE_ROWS_MAX: Final = 4000
+WEIGHED_ROWS: Final = 500
 CHECKPOINT_EVERY_S: Final = 0.5
 RANGES_PER_WORKER: Final = 8
 
 
-def page_bytes(records: Sequence[Record]) -> int:
-    """About how many bytes a page's fields hold."""
-    return sum(len(value) for record in records for value in record.fields if isinstance(value, (str, bytes)))
+def row_bytes(records: Sequence[Record]) -> float:
+    """About how many bytes the fields of a record hold, by at most twice WEIGHED_ROWS records of a page."""
+    some = records[:: max(1, len(records) // WEIGHED_ROWS)]
+    held = sum(len(value) for record in some for value in record.fields if isinstance(value, (str, bytes)))
+    return held / len(some)
 
 
 def next_limit(limit: int, records: Sequence[Record]) -> int:
     """The row limit of the next page: about PAGE_BYTES, at most doubled at a time."""
     if not records:
         return limit
-    fits = int(PAGE_BYTES / max(page_bytes(records) / len(records), 64))
+    fits = int(PAGE_BYTES / max(row_bytes(records), 64))
     return max(1, min(limit * 2, fits, PAGE_ROWS_MAX))
 
 
@@ -81,6 +84,8 @@ class Backfill:
         self._progress = progress
         self.run_name = f"{migration_id}/backfill"
         self.copied = Copied()
+        self._page_rows = PAGE_ROWS_FIRST
+        """What fitted last: a range goes on with it instead of beginning small again."""
 
     async def plan(self, workers: int) -> int:
         """Plan the ranges once, after the journal is on; how many rows were copied before this process began."""
@@ -97,7 +102,7 @@ class Backfill:
         )
 
     async def _copy(self, chunk: Chunk) -> None:
-        limit = self._cap.bounded(PAGE_ROWS_FIRST)
+        limit = self._cap.bounded(self._page_rows)
         saved_at = self._clock.monotonic()
         coming = asyncio.ensure_future(self._source.scan(chunk.range, chunk.after, limit))
         try:
@@ -105,6 +110,8 @@ class Backfill:
                 page: ScanPage = await coming
                 limit = self._cap.bounded(next_limit(limit, page.records))
                 if not page.done:
+                    # Of a full page: the last few rows of a range say little.
+                    self._page_rows = limit
                     coming = asyncio.ensure_future(self._source.scan(chunk.range, page.after, limit))
                 await self._cap.take(len(page.records))
                 await self._apply(page.records)
