@@ -122,7 +122,7 @@ def ratios(race: Race) -> list[dict[str, Any]]:
 async def ours(stage: Stage, data: Dataset, target: str) -> Done:
     """``datalayer migrate messages --to TARGET --until backfilled``: start, tables, journal, copy, catch-up, end."""
     command = ("migrate", "messages", "--to", target, "--until", "backfilled", "--workers", WORKERS, "--yes", "--json")
-    argv = python("datalayer.cli", *command, "--config", stage.config)
+    argv = python("datalayer.cli", *command, "--config", stage.config(target))
     ended = await asyncio.to_thread(run, argv, stage.log("datalayer"))
     async with open_places(stage.settings, SystemClock()) as places:
         migration = next(m for m in await places.control.migrations("messages") if not m.finished)

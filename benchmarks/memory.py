@@ -48,7 +48,7 @@ def fill(stage: Stage, rows: int) -> None:
 
 async def one(stage: Stage, rows: int, target: str) -> dict[str, Any]:
     """Copy everything in a process of its own; its memory."""
-    argv = python("benchmarks.worker", stage.config, target)
+    argv = python("benchmarks.worker", stage.config(target), target)
     told = (await asyncio.to_thread(run, argv, stage.log("worker"))).last_json()
     await take_back(stage)
     assert told["rows"] == rows, f"{told['rows']} of {rows} rows were copied"

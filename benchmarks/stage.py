@@ -42,12 +42,11 @@ class Stage:
         backends = {"main": self.main, "copy": self.copy, "cassandra": self.cassandra}
         return settings_of(backends, self.main)
 
-    @property
-    def config(self) -> Path:
-        """A configuration file for child processes."""
-        path = self.folder / "datalayer.toml"
-        named = (("main", self.main), ("copy", self.copy), ("cassandra", self.cassandra))
-        blocks = [f'[backends.{name}]\nurl = "{url}"\n' for name, url in named if url]
+    def config(self, target: str) -> Path:
+        """A configuration file for child processes that move messages to ``target``; it names no other store."""
+        path = self.folder / f"datalayer-{target}.toml"
+        urls = {"copy": self.copy, "cassandra": self.cassandra}
+        blocks = [f'[backends.{name}]\nurl = "{url}"\n' for name, url in (("main", self.main), (target, urls[target]))]
         blocks.append('[routes]\nusers = "main"\nmessages = "main"\n')
         blocks.append(f'[control]\nurl = "{self.main}"\n')
         path.write_text("\n".join(blocks))

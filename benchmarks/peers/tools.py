@@ -61,7 +61,10 @@ def cqlsh(stage: Stage, dataset: Dataset, table: str) -> Ended:
     """
     refused = stage.folder / f"refused-{uuid4().hex[:6]}.csv"
     first = _cqlsh_copy(
-        stage, dataset.plain_csv, table, f"NUMPROCESSES = 2 AND MAXATTEMPTS = 1 AND ERRFILE = '{refused}'"
+        stage,
+        dataset.plain_csv,
+        table,
+        f"NUMPROCESSES = 2 AND MAXATTEMPTS = 1 AND MAXINSERTERRORS = -1 AND ERRFILE = '{refused}'",
     )
     if not refused.exists():
         return first
