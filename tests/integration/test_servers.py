@@ -203,6 +203,7 @@ def test_a_ring_serves_quorum_without_one_node(local: Servers) -> None:
 # What a test session does, with a fork that keeps every descriptor open, and a server that is paused.
 CHILD = """
     import os, signal
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup, which a child inherits
     from tests.servers import Servers
     servers = Servers()
     paused, other = servers.postgres(2)
