@@ -22,7 +22,7 @@ def race() -> Race:
         OURS_CASSANDRA: [Done(1000, 2.0, 0.1, 1.0), Done(1000, 4.0, 0.1, 2.0), Done(1000, 2.0, 0.1, 1.0)],
         DRIVER: [Done(1000, 1.5, 0.1, 0.5, 0.1), Done(1000, 3.0, 0.1, 1.0, 0.1), Done(1000, 1.5, 0.1, 0.5, 0.1)],
         OURS_POSTGRES: [Done(1000, 5.0, 0.1, 1.0)] * 3,
-        COPY_PIPE: [Done(1000, 1.0, 0.1)] * 3,
+        COPY_PIPE: [Done(1000, 1.0, 0.1)] * 2,
     }
     return Race(DATA, rounds, dict.fromkeys(rounds, True))
 
