@@ -232,7 +232,7 @@ async def _interleaved(sides: Sequence[Call], calls: int, tasks: int, slices: in
     for number in range(slices + 1):
         for turn in range(len(sides)):
             at = (number + turn) % len(sides)
-            measured = await timed(sides[at], calls if number else max(10, calls // 10), tasks)
+            measured = await timed(sides[at], calls, tasks)
             if number:
                 found[at].append(measured)
     return found
