@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from datalayer.cli.console import Console, command
 from datalayer.cli.progress import Watcher
-from datalayer.cli.running import Stop, holder, run, with_places
+from datalayer.cli.running import Stop, holder, moving_bulk, run, with_places
 from datalayer.cli.texts import status_text, table
 from datalayer.clock import SystemClock
 from datalayer.control.base import Migration
@@ -85,7 +85,8 @@ def migrate(console: Console, /, domain: str, target: str | None, *, dry_run: bo
     if dry_run:
         _dry_run(console, request)
     else:
-        _migrate(console, request)
+        with moving_bulk():
+            _migrate(console, request)
 
 
 def _options(

@@ -23,7 +23,7 @@ from datalayer.errors import (
 )
 from datalayer.migrators.actions import VERDICT, fit_target, run_verification
 from datalayer.migrators.options import MigrateOptions, Silent, from_kept
-from datalayer.migrators.plan import Action, Stage, Standing, Until, next_stage, next_stage_back, reached
+from datalayer.migrators.plan import Stage, Standing, Until, next_stage, next_stage_back
 from datalayer.migrators.run import run_stage
 from datalayer.migrators.work import Work
 from datalayer.routing.flip import write_roles
@@ -213,7 +213,7 @@ class Coordinator:
         attempt = 0
         while True:
             try:
-                await run_stage(work, stage, leave_out=self._leave_out(work, stage))
+                await run_stage(work, stage)
             except NotFinished:
                 raise
             except DatalayerError as error:
@@ -231,10 +231,6 @@ class Coordinator:
     def _still_due(self, work: Work, stage: Stage) -> bool:
         """Whether a stage that failed has not been finished by another process meanwhile."""
         return stage is not Stage.FLIP or work.routing.phase in LEASE_BINDS
-
-    def _leave_out(self, work: Work, stage: Stage) -> frozenset[Action]:
-        del work, stage
-        return frozenset()
 
     async def _standing(self, work: Work) -> Standing:
         milestones = work.migration.milestones
@@ -449,9 +445,3 @@ async def _repair(work: Work) -> int:
             keys.append(key)
     await authority.repair(keys, ghosts, now)
     return len(keys) + len(ghosts)
-
-
-def until_reached(standing: Standing, until: Until) -> bool:
-    """Whether a migration stands at or beyond a resting point."""
-    at = reached(standing)
-    return at is not None and list(Until).index(at) >= list(Until).index(until)

@@ -46,12 +46,10 @@ _QUIET: Final = frozenset({Action.DRAIN, Action.CHECK_CHANGED, Action.FENCE_FOR_
 """Inside the hold only its first and last action are recorded: each record costs a write to the control store."""
 
 
-async def run_stage(work: Work, stage: Stage, *, leave_out: frozenset[Action] = frozenset()) -> None:
+async def run_stage(work: Work, stage: Stage) -> None:
     """Run every action of a stage in order. On an error inside a hold, step back; then raise it."""
     work.reporter.stage(stage, str(work.routing.phase))
     for action in PLAN[stage]:
-        if action in leave_out:
-            continue
         quiet = action in _QUIET
         if not quiet:
             await work.control.record_step(work.token, action, "doing")
