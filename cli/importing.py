@@ -28,14 +28,14 @@ def import_() -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 def messages(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) -> ExitCode | None:
-    r"""Store the messages of FILE: one JSON object a line, plain or gzipped.
+    """Store the messages of FILE: one JSON object a line, plain or gzipped.
 
     \b
     {"conversation": any, "id": any, "sender": any, "sent_at": seconds or ISO time, "body": text}
 
     Ids follow from the line, so a second import changes nothing. On a bad line `stop` imports nothing at all, `skip`
     leaves that line out; both name it.
-    """
+    """  # noqa: D301 - click looks for the character itself
     console.way_on = [
         f"datalayer import messages {shlex.quote(str(file))}{' --on-error skip' if on_error == 'skip' else ''}"
     ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datalayer.migrators.verify import Verdict
     from datalayer.migrators.work import Work
     from datalayer.routing.places import Places
+    from datalayer.routing.route import Routing
 
 VERDICT: Final = "verdict"
 VERDICT_MAX_AGE_US: Final = 24 * 3600 * 1_000_000
@@ -231,11 +232,17 @@ async def check_ready(work: Work) -> None:
         raise PreconditionFailed("the last verification is not clean or too old", hint="datalayer migrations verify")
     if work.clock.now_us() - verdict["at_us"] > VERDICT_MAX_AGE_US:
         raise PreconditionFailed("the last verification is older than 24 h", hint="datalayer migrations verify")
-    guard, _ = work.places.sides(work.routing)
+    guard, mirror = work.places.sides(work.routing)
     if (await guard.state()).tampered:
         raise PreconditionFailed(
             "somebody changed the journal or fence of the authority, or it failed over: writes may be missing",
-            hint="datalayer migrations cancel, then migrate again",
+            hint=tampered_way_out(work.routing),
+        )
+    if (await mirror.state()).tampered:
+        raise PreconditionFailed(
+            f"somebody changed the journal or fence of {work.routing.mirror.backend!r}, or it failed over: "  # type: ignore[union-attr]
+            "once it rules there would be no way back",
+            hint=tampered_way_out(work.routing),
         )
     writers = await guard.journal.foreign_writers()
     if writers and work.options.foreign_writers != "refuse":
@@ -243,6 +250,13 @@ async def check_ready(work: Work) -> None:
             f"programs that do not use this library write {work.migration.domain}: {', '.join(writers[:5])}",
             hint="move them over, or refuse them with --foreign-writers refuse",
         )
+
+
+def tampered_way_out(routing: Routing) -> str:
+    """What an operator can do about a guard that somebody changed: it depends on which side rules."""
+    if routing.authority == routing.source:
+        return "datalayer migrations cancel, then migrate again"
+    return "datalayer migrations complete, if the way back is not needed; else the runbook's page tampered"
 
 
 async def check_quarantine(work: Work) -> None:

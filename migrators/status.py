@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from datalayer.control.base import coordinator_lease
 from datalayer.errors import DatalayerError, PreconditionFailed
-from datalayer.migrators.actions import VERDICT
+from datalayer.migrators.actions import VERDICT, tampered_way_out
 from datalayer.migrators.fleet import describe, proven_dead
 from datalayer.routing.route import Phase
 
@@ -140,9 +140,7 @@ async def _why_stores(places: Places, migration: Migration, routing: Routing, be
             if not routing.at_rest:
                 state = await places.guard(migration.domain, place, migration.attempt, side).state()  # type: ignore[arg-type]
                 if state.tampered:
-                    because(
-                        "tampered", f"somebody changed the guard of {place.backend!r}", "cancel, then migrate again"
-                    )
+                    because("tampered", f"somebody changed the guard of {place.backend!r}", tampered_way_out(routing))
         except DatalayerError as error:
             because("backend", f"{side} {place.backend!r}: {error.message}", "bring it back")
 

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -189,3 +190,23 @@ def test_the_real_chat_is_imported_whole_in_under_a_minute(operator: Operator, c
     assert first["seconds"] < 60
     again = operator.json("import", "messages", path)
     assert (again["new"], again["digest"]) == (0, first["digest"])
+
+
+def test_a_target_whose_guard_was_changed_never_rules_for_there_would_be_no_way_back(operator: Operator) -> None:
+    path, distinct = chat(operator.folder, 200)
+    operator.run("import", "messages", path)
+    operator.run("migrate", "messages", "--to", "other", "--until", "verified", "--yes")
+    with contextlib.closing(sqlite3.connect(operator.folder / "other.sqlite", isolation_level=None)) as foreign:
+        # Every trigger dropped and made again as it was, as a schema tool does.
+        for name, sql in foreign.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            foreign.execute(f'DROP TRIGGER "{name}"')
+            foreign.execute(sql)
+    told = operator.json("migrate", "messages", "--to", "other", "--yes", exit_code=3)
+    assert "somebody changed the journal or fence of 'other'" in told["error"]["message"]
+    assert "datalayer migrations cancel" in told["error"]["hint"]
+    assert operator.json("migrations", "why")["reasons"][0]["reason"] == "tampered"
+    assert operator.json("migrations", "status")["phase"] == "dual"
+    operator.run("migrations", "cancel", "--yes")
+    told = operator.json("migrate", "messages", "--to", "other", "--yes")
+    assert (told["phase"], told["rows_copied"]) == ("target", distinct)
+    assert operator.json("migrations", "rollback", "--yes")["phase"] == "dual"
