@@ -210,8 +210,8 @@ async def open_control_store(settings: Settings, clock: Clock) -> Control:
     return control
 
 
-def make_backends(settings: Settings, clock: Clock) -> dict[str, Backend]:
-    """Every configured backend, not yet connected."""
+def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True) -> dict[str, Backend]:
+    """Every configured backend, not yet connected. ``make_folders``: of SQLite files, where one level is missing."""
     backends: dict[str, Backend] = {}
     for name, configured in settings.backends.items():
         if configured.url is None:
@@ -221,7 +221,8 @@ def make_backends(settings: Settings, clock: Clock) -> dict[str, Backend]:
                 f"backend {name!r}: replicas are not served by this version yet",
                 hint="remove them: every read is the authority's",
             )
-        _make_folder(configured.url)
+        if make_folders:
+            _make_folder(configured.url)
         factory = open_factory(configured.scheme, name)
         backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock)
     return backends

@@ -46,10 +46,10 @@ async def diagnose(settings: Settings, clock: Clock) -> list[Finding]:
     Raises ConfigurationError and MissingDependencyError; whatever else is wrong is a finding.
     """
     findings = foreign_packages(importlib.metadata.packages_distributions())
-    backends = make_backends(settings, clock)
+    backends = make_backends(settings, clock, make_folders=False)
     control = open_control(settings.control, clock)
     try:
-        routings: Mapping[str, Routing] = {}
+        routings: Mapping[str, Routing] | None = {}
         if _absent(settings.control):
             findings.append(Finding("control store", True, "not there yet: it is made when an application opens"))
         else:
@@ -57,8 +57,9 @@ async def diagnose(settings: Settings, clock: Clock) -> list[Finding]:
             findings += found
         for name, backend in sorted(backends.items()):
             findings += await _backend(settings, backend, name, clock)
-        findings += _routes(settings, routings)
-        findings += await _meta(control, backends, routings)
+        if routings is not None:
+            findings += await _routes(settings, backends, routings)
+            findings += await _meta(control, backends, routings)
     finally:
         await close_stores(control, backends)
     return findings
@@ -83,7 +84,8 @@ def _absent(url: BackendUrl) -> bool:
     return path is not None and not path.exists()
 
 
-async def _control(control: Control, clock: Clock) -> tuple[list[Finding], Mapping[str, Routing]]:
+async def _control(control: Control, clock: Clock) -> tuple[list[Finding], Mapping[str, Routing] | None]:
+    """What is wrong with it, and its routings; None when it does not tell."""
     try:
         await control.open(create=False)
         routings: Mapping[str, Routing] = {}
@@ -95,7 +97,7 @@ async def _control(control: Control, clock: Clock) -> tuple[list[Finding], Mappi
         processes = await control.processes()
         live = [m for m in await control.migrations() if not m.finished]
     except DatalayerError as error:
-        return [Finding("control store", False, error.message, error.hint or "bring it back")], {}
+        return [Finding("control store", False, error.message, error.hint or "bring it back")], None
     median = sorted(times)[PINGS // 2]
     slow = median > SLOW_CONTROL_MS
     way_out = "armed phases and writes at a last-writer authority wait for it: put it nearer" if slow else ""
@@ -133,13 +135,14 @@ async def _backend(settings: Settings, backend: Backend, name: str, clock: Clock
     return [Finding(what, True, f"{backend.product} answers in {took_ms:.1f} ms, schema ready")]
 
 
-def _routes(settings: Settings, routings: Mapping[str, Routing]) -> list[Finding]:
+async def _routes(
+    settings: Settings, backends: Mapping[str, Backend], routings: Mapping[str, Routing]
+) -> list[Finding]:
     findings = []
     for domain in MOVABLE:
         routing = routings.get(domain)
         if routing is None:
-            first = settings.backend_of(domain).name
-            findings.append(Finding(f"route {domain}", True, f"not placed yet; {first} will be its first place"))
+            findings.append(await _unplaced(settings, backends, domain))
             continue
         name = routing.authority.backend
         if name not in settings.backends:
@@ -148,6 +151,25 @@ def _routes(settings: Settings, routings: Mapping[str, Routing]) -> list[Finding
         else:
             findings.append(Finding(f"route {domain}", True, f"{name}, phase {routing.phase}, epoch {routing.epoch}"))
     return findings
+
+
+async def _unplaced(settings: Settings, backends: Mapping[str, Backend], domain: str) -> Finding:
+    """A domain that the control store has no place for: a new deployment, or a control store that was lost."""
+    what = f"route {domain}"
+    for name, backend in backends.items():
+        url = settings.backends[name].url
+        if url is None or _absent(url):
+            continue
+        try:
+            row = next((row for (held, _), row in (await backend.read_meta()).items() if held == domain), None)
+        except DatalayerError:
+            continue  # told of that backend already, or it has no tables yet
+        if row is not None:
+            detail = (
+                f"the control store has no place for it, but {name} says {row.role} for deployment {row.deployment}"
+            )
+            return Finding(what, False, detail, "point [control] at that deployment's control store")
+    return Finding(what, True, f"not placed yet; {settings.backend_of(domain).name} will be its first place")
 
 
 async def _meta(control: Control, backends: Mapping[str, Backend], routings: Mapping[str, Routing]) -> list[Finding]:

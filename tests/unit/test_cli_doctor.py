@@ -13,6 +13,7 @@ from datalayer.migrators import doctor
 from datalayer.migrators.plan import IN_HOLD, Action
 from datalayer.routing.places import Places
 from datalayer.stores.base import MetaRow
+from datalayer.sync import DataLayer
 from tests.unit.cli_world import CONFIG, SECRET, World, fresh_world
 
 
@@ -40,6 +41,18 @@ def test_before_the_first_use_nothing_is_wrong_and_nothing_is_made(world: World)
     (world.folder / "data").mkdir()
     assert world.json("doctor")["ok"] is True
     assert list((world.folder / "data").iterdir()) == []
+
+
+def test_a_control_store_that_was_lost_is_not_taken_for_a_new_deployment(world: World) -> None:
+    world.config.write_text('[backends.main]\nurl = "sqlite:///data/main.sqlite"\n')
+    with DataLayer.open(world.config) as layer:
+        layer.users.create(username="ann")
+    assert world.json("doctor")["ok"] is True
+    for file in (world.folder / "data").glob("control.sqlite*"):
+        file.unlink()
+    told = wrong(world)
+    assert set(told) == {"route messages", "route users"}
+    assert "main says authority for deployment" in told["route users"]
 
 
 def test_a_foreign_package_of_the_same_name_is_named() -> None:
