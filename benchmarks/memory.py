@@ -21,7 +21,7 @@ SELECT
     (lpad(to_hex(n / 100), 8, '0') || '-0000-5000-8000-000000000000')::uuid,
     (lpad(to_hex(1600000000000 + (n % 100) * 60000), 12, '0') || '7000' || '8000' || lpad(to_hex(n), 12, '0'))::uuid,
     (lpad(to_hex(n % 1346), 8, '0') || '-0000-5000-8000-000000000000')::uuid,
-    repeat('a word ', 1 + n * 7919 % 57),
+    repeat('a word ', 1 + (n::bigint * 7919 % 57)::integer),
     (1600000000000 + (n % 100) * 60000) * 1000
 FROM generate_series(1, {rows}) AS n
 """
