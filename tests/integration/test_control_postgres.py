@@ -87,8 +87,13 @@ async def until_waiting(url: str, what: str, *, whose: str = OURS) -> None:
 
 
 async def kill_ours(other: Connection) -> int:
-    cursor = await other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}".encode())
-    return len(await cursor.fetchall())
+    """How many sessions were ended. Returns when they are gone: pg_terminate_backend itself only sends the signal."""
+    cursor = await other.execute(f"SELECT pg_terminate_backend(pid), pid FROM pg_stat_activity WHERE {OURS}".encode())
+    killed = [pid for _, pid in await cursor.fetchall()]
+    async with asyncio.timeout(10):
+        while await (await other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", (killed,))).fetchone():
+            await asyncio.sleep(0.001)
+    return len(killed)
 
 
 class TestPostgres(ControlContract, IntentContract):

@@ -20,6 +20,7 @@ from psycopg.types.string import ByteaBinaryLoader, TextBinaryLoader, TextLoader
 
 if TYPE_CHECKING:
     from psycopg.abc import Buffer, PQGen
+    from psycopg.errors import Diagnostic
 
 RV = TypeVar("RV")
 GRACE_S: Final = 0.1
@@ -29,6 +30,7 @@ _UUIDS_OID: Final = 2951
 _ARRAY_HEAD: Final = 20
 _READ: Final = 1
 _WRITE: Final = 2
+_FAREWELLS: Final = frozenset({"FATAL", "PANIC"})
 
 ADAPTERS: Final = AdaptersMap(psycopg.adapters)
 # JSON stays the text it was stored as: parsing is the domain's business, and a copy must be bit-equal.
@@ -83,6 +85,7 @@ class DeadlineConnection(AsyncConnection[Any]):
     until: float = NEVER
     expires_at: float = NEVER
     idle_since: float = 0.0
+    _dismissed: bool = False
     _poll: select.poll | None = None
     _reused: AsyncCursor[Any] | None = None
     _raw: AsyncCursor[Any] | None = None
@@ -109,7 +112,8 @@ class DeadlineConnection(AsyncConnection[Any]):
         """Whether the server has not hung up since the last call: what is known dead before a write is not applied.
 
         A connection at rest has nothing to say. Whatever came - a farewell, the end of the stream - ends it; reading the
-        farewell alone would look like a living connection until the socket is closed too.
+        farewell alone would look like a living connection until the socket is closed too. A farewell that came with
+        the last answer was read with it: libpq takes an error outside a call for a notice.
         """
         pgconn = self.pgconn
         if self._poll is None:
@@ -117,7 +121,18 @@ class DeadlineConnection(AsyncConnection[Any]):
             self._poll.register(pgconn.socket, select.POLLIN)
         if self._poll.poll(0):
             return False
+        pgconn.is_busy()  # parses what was read already
+        if self._dismissed:
+            return False
         return pgconn.status == ConnStatus.OK and pgconn.transaction_status == TransactionStatus.IDLE
+
+    def watch(self) -> None:
+        """Notice farewells from now on. Called once, after connecting."""
+        self.add_notice_handler(self._heard)
+
+    def _heard(self, notice: Diagnostic) -> None:
+        if notice.severity_nonlocalized in _FAREWELLS:
+            self._dismissed = True
 
     def discard(self) -> None:
         """Close without a word to the server, which rolls back whatever is open. Idempotent."""

@@ -80,7 +80,7 @@ class PostgresDatabase:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(min(until, loop.time() + CONNECT_TIMEOUT_S)):
-                return await DeadlineConnection.connect(
+                connection = await DeadlineConnection.connect(
                     autocommit=True,
                     prepare_threshold=None if self._pgbouncer else PREPARE_AFTER,
                     context=ADAPTERS,
@@ -89,6 +89,8 @@ class PostgresDatabase:
         except (psycopg.Error, TimeoutError, OSError) as error:
             # the driver's error may quote its parameters: it is no __cause__ here
             raise translate_connect(error, self.where) from None
+        connection.watch()
+        return connection
 
     async def dedicated(self) -> DeadlineConnection | None:
         """A connection outside the pool that is no pooler's, or None where there is only a pooler. Close it."""
