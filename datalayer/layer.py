@@ -29,6 +29,7 @@ from datalayer.routing.watchdog import Watchdog
 from datalayer.settings import Settings, load_settings
 from datalayer.stores.base import MetaRow
 from datalayer.stores.registry import open_factory
+from datalayer.stores.sharded import ShardedBackend, member_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control
-    from datalayer.settings import BackendUrl
+    from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
 MOVABLE: Final = ("users", "messages")
@@ -82,8 +83,18 @@ class DataLayer:
         number = int(self.process.id[-3:], 16)
         self.places = Places(backends, control, clock, process_number=number, eager=options.eager)
         self._routers = {domain: Router(domain, self.lease, self._ask_news, jitter.random) for domain in MOVABLE}
+
+        def group_router(name: str) -> Router:
+            return Router(name, self.lease, self._ask_news, jitter.random, nested=True)
+
         self._watchdog = Watchdog(
-            self.process, self.places, self._routers, self.lease, jitter=jitter.random, assist=options.assist
+            self.process,
+            self.places,
+            self._routers,
+            group_router,
+            self.lease,
+            jitter=jitter.random,
+            assist=options.assist,
         )
         limits = Limits(settings.limits.body_max_bytes, settings.deadlines.default_s, settings.deadlines.max_s)
         self.users = Users(self._routers["users"], ids, clock, limits)
@@ -180,7 +191,7 @@ class DataLayer:
 
     def forked(self) -> None:
         """In a forked child: nothing of the parent's connections may be used."""
-        for router in self._routers.values():
+        for router in (*self._routers.values(), *self.places.group_routers.values()):
             router.disown()
 
 
@@ -215,7 +226,10 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
     backends: dict[str, Backend] = {}
     for name, configured in settings.backends.items():
         if configured.url is None:
-            raise ConfigurationError(f"backend {name!r}: sharded members are not served by this version yet")
+            members = _members(configured, clock, make_folders=make_folders)
+            backends |= members
+            backends[name] = ShardedBackend(name, members, groups=configured.slot_groups, weights=configured.weights)
+            continue
         if configured.replicas:
             raise ConfigurationError(
                 f"backend {name!r}: replicas are not served by this version yet",
@@ -226,6 +240,19 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
         factory = open_factory(configured.scheme, name)
         backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock)
     return backends
+
+
+def _members(configured: BackendSettings, clock: Clock, *, make_folders: bool) -> dict[str, Backend]:
+    """The members of a sharded backend by their full names; they share its budget of connections."""
+    factory = open_factory(configured.scheme, configured.name)
+    pool_max = max(1, configured.pool_max // len(configured.members))
+    members = {}
+    for member, url in configured.members.items():
+        if make_folders:
+            _make_folder(url)
+        name = member_name(configured.name, member)
+        members[name] = factory(name, url, pool_max=pool_max, clock=clock)
+    return members
 
 
 def _make_folder(url: BackendUrl) -> None:
@@ -240,6 +267,7 @@ async def claim_first_places(settings: Settings, places: Places) -> None:
     The backend must be able to hold the domain and must not belong to somebody else.
     """
     known = (await places.control.routings())[1]
+    places.learn(known)
     first = {domain: Place(settings.backend_of(domain).name) for domain in MOVABLE if domain not in known}
     deployment = await places.control.deployment()
     for domain, place in first.items():
@@ -259,6 +287,8 @@ async def claim_first_places(settings: Settings, places: Places) -> None:
                 "route: it is new, or was restored from an old copy",
                 hint="restore the newest control store; see the runbook",
             )
+        if isinstance(backend, ShardedBackend):
+            await places.store(domain, place).create()
         if row is None:
             await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))
     await places.control.ensure_routes(first)

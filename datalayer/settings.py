@@ -25,6 +25,7 @@ from datalayer._settings.sources import EnvironmentSource, Key, MappingSource, T
 from datalayer._settings.template import TEMPLATE
 from datalayer._settings.url import BackendUrl, Host, Option
 from datalayer.errors import PreconditionFailed
+from datalayer.ids import SLOTS
 
 __all__ = [
     "DEFAULT_FILE",
@@ -51,6 +52,7 @@ DEFAULT_FILE: Final = "datalayer.toml"
 EMBEDDED_FOLDER: Final = "datalayer-data"
 DEFAULT_BACKEND: Final = "main"
 POOL_MAX: Final = 20
+SLOT_GROUPS: Final = 64
 _CONTROL_SCHEMES: Final = ("sqlite", "postgresql", "memory")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _log = logging.getLogger(__name__)
@@ -66,6 +68,10 @@ class BackendSettings:
     replicas: tuple[BackendUrl, ...] = ()
     pool_max: int = POOL_MAX
     """Connections of this process to this backend, a total over its members and replicas."""
+    slot_groups: int = SLOT_GROUPS
+    """Into how many slot groups a domain's place on a sharded backend is cut when it is made."""
+    weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Share of each member, relative to the others; 1 where none is given."""
 
     @property
     def scheme(self) -> str:
@@ -213,7 +219,12 @@ def _described(backend: BackendSettings) -> dict[str, Any]:
     if backend.url is not None:
         described = {"url": str(backend.url), "replicas": [str(url) for url in backend.replicas], **described}
     else:
-        described = {"members": {name: str(url) for name, url in backend.members.items()}, **described}
+        described = {
+            "members": {name: str(url) for name, url in backend.members.items()},
+            "weights": dict(backend.weights),
+            "slot_groups": backend.slot_groups,
+            **described,
+        }
     return described
 
 
@@ -288,11 +299,32 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
     }
     replicas = reader.urls((*key, "replicas"), password)
     pool_max = reader.whole((*key, "pool_max"), POOL_MAX, (1, 10_000))
+    slot_groups = reader.whole((*key, "slot_groups"), SLOT_GROUPS, (1, SLOTS))
+    weights = {
+        member: reader.number((*key, "weights", member), 1.0, (0.0, 1e6)) for member in reader.names(*key, "weights")
+    }
     if not reader.faulty(key):
         _check_backend(reader, key, url, members, replicas)
+        _check_shards(reader, key, members, slot_groups, weights)
     if reader.faulty(key):
         return None
-    return BackendSettings(name, url, MappingProxyType(members), replicas, pool_max)
+    members_, weights_ = MappingProxyType(members), MappingProxyType(weights)
+    return BackendSettings(name, url, members_, replicas, pool_max, slot_groups, weights_)
+
+
+def _check_shards(
+    reader: Reader, key: Key, members: Mapping[str, BackendUrl], slot_groups: int, weights: Mapping[str, float]
+) -> None:
+    if SLOTS % slot_groups:
+        reader.fault((*key, "slot_groups"), f"must divide {SLOTS} evenly", "64, or another power of two")
+    for member in members:
+        if not _NAME.fullmatch(member):
+            reader.fault((*key, "members", member), "is no name of a shard", "a-z, then a-z 0-9 _ -")
+    for member in weights:
+        if member not in members:
+            reader.fault((*key, "weights", member), "is no member of this backend", choice(member, members))
+    if members and all(weights.get(member, 1.0) == 0 for member in members):
+        reader.fault((*key, "weights"), "leave no member that may hold anything")
 
 
 def _check_backend(

@@ -14,6 +14,7 @@ from datalayer.migrators.verify import Verifier
 from datalayer.migrators.work import stores_last_writer
 from datalayer.routing.flip import write_roles
 from datalayer.routing.route import Phase, Place
+from datalayer.routing.shards import base_domain, parse_group
 from datalayer.stores.base import MetaRow
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def fit_target(places: Places, domain: str, target: Place) -> str:
     The backend must be open. Raises PreconditionFailed.
     """
     backend = places.backend(target)
-    reason = backend.refuses(domain)
+    reason = backend.refuses(base_domain(domain))
     if reason:
         raise PreconditionFailed(reason)
     deployment = await places.control.deployment()
@@ -52,7 +53,11 @@ async def fit_target(places: Places, domain: str, target: Place) -> str:
                 f"backend {backend.name!r} holds {domain} of another deployment ({row.deployment}, attempt {attempt})",
                 hint="use an empty database or keyspace",
             )
-    if (domain, 0) not in meta and not await _empty(places.store(domain, Place(target.backend))):
+    if (
+        parse_group(domain) is None
+        and (domain, 0) not in meta
+        and not await _empty(places.store(domain, Place(target.backend)))
+    ):
         raise PreconditionFailed(
             f"backend {backend.name!r} holds {domain} rows that do not belong to this deployment",
             hint="move them away or use an empty database",

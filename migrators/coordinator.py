@@ -8,38 +8,37 @@ fence and the publication any open DataLayer finishes the flip (routing/watchdog
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from datalayer.control.base import Migration, coordinator_lease
+from datalayer.control.base import Migration
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import (
     ConfigurationError,
     DatalayerError,
-    LostLease,
     NotFinished,
     PreconditionFailed,
     Unavailable,
 )
 from datalayer.migrators.actions import VERDICT, fit_target, run_verification
+from datalayer.migrators.lease import held_lease
 from datalayer.migrators.options import MigrateOptions, Silent, from_kept
 from datalayer.migrators.plan import Stage, Standing, Until, next_stage, next_stage_back
 from datalayer.migrators.run import run_stage
+from datalayer.migrators.targets import refusal
 from datalayer.migrators.work import Work
 from datalayer.routing.flip import write_roles
 from datalayer.routing.route import LEASE_BINDS, Phase, Place
-from datalayer.routing.watchdog import COORDINATOR_TTL_S
+from datalayer.routing.shards import base_domain, parse_group
 from datalayer.stores.base import Token
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from datalayer.migrators.options import Failpoints, Reporter
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
 
-KEEP_S: Final = 1.0
-TAKE_WAIT_S: Final = 20.0
 IDLE_S: Final = 0.02
 RETRY_S: Final = 0.4
 PATIENCE_S: Final = 120.0
@@ -62,7 +61,7 @@ class Coordinator:
         failpoints: Failpoints = _SILENT,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        if domain not in DOMAINS:
+        if base_domain(domain) not in DOMAINS:
             raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
         self.places = places
         self._places = places
@@ -260,39 +259,13 @@ class Coordinator:
 
     # --- lease, migration, background replay ------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _leased(self) -> AsyncIterator[int]:
-        name = coordinator_lease(self._domain)
-        until = self._places.clock.monotonic() + TAKE_WAIT_S
-        while (value := await self._control.take(name, self._holder, COORDINATOR_TTL_S)) is None:
-            held = await self._control.holder(name)
-            if self._places.clock.monotonic() >= until:
-                by = held[0] if held else "another process"
-                raise PreconditionFailed(f"another coordinator works on {self._domain}: {by}")
-            await asyncio.sleep(0.05)
-        mine = asyncio.current_task()
-        assert mine is not None, "a coordinator runs in a task"
-        failures: list[DatalayerError] = []
-        # From the first moment: connecting to two databases may take longer than the lease.
-        keeper = asyncio.create_task(self._keep_lease(value, mine, failures), name="datalayer-keep-lease")
-        try:
-            yield value
-        except asyncio.CancelledError:
-            if failures:
-                mine.uncancel()
-                raise failures[0] from None
-            raise
-        finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-            try:
-                await self._control.release(name, value)
-            except DatalayerError as error:
-                self._reporter.note(f"the lease could not be given back and will lapse: {error.message}")
+    def _leased(self) -> AbstractAsyncContextManager[int]:
+        return held_lease(self._control, self._places.clock, self._domain, self._holder, self._reporter.note)
 
     @asynccontextmanager
     async def _working(self, migration: Migration, value: int) -> AsyncIterator[Work]:
         _, routings = await self._control.routings()
+        self._places.learn(routings)
         token = Token(migration.id, self._domain, migration.attempt, value)
         options = from_kept(self._options, migration.options)
         work = Work(
@@ -331,20 +304,6 @@ class Coordinator:
             else:
                 del waiting[0]
 
-    async def _keep_lease(self, value: int, task: asyncio.Task[Any], failures: list[DatalayerError]) -> None:
-        name = coordinator_lease(self._domain)
-        while True:
-            await asyncio.sleep(KEEP_S * 0.5)
-            try:
-                await self._control.keep(name, value, COORDINATOR_TTL_S)
-            except LostLease as error:
-                failures.append(error)
-                task.cancel()
-                return
-            except DatalayerError as error:
-                # The control store is away: every step of the plan will say so itself.
-                self._reporter.note(f"the lease could not be renewed: {error.message}")
-
     async def _replay_forever(self, work: Work) -> None:
         while True:
             idle = True
@@ -374,6 +333,7 @@ class Coordinator:
 
     async def _find_or_start(self, to: str, value: int) -> Migration:
         _, routings = await self._control.routings()
+        self._places.learn(routings)
         routing = routings.get(self._domain)
         if routing is None:
             raise PreconditionFailed(f"{self._domain} has no place yet", hint="open the application once")
@@ -389,10 +349,12 @@ class Coordinator:
                 await self._control.set_options(live.id, kept, actor=self._holder)
             return live
         self._check_target_name(routing, to)
-        attempt = await self._control.next_attempt(self._domain)
+        await self._check_groups_at_rest(routings)
+        base = base_domain(self._domain)
+        attempt = await self._control.next_attempt(base)
         now = self._places.clock.now_us()
         migration = Migration(
-            f"{self._domain}-{attempt}",
+            f"{base}-{attempt}",
             self._domain,
             attempt,
             routing.authority,
@@ -416,9 +378,27 @@ class Coordinator:
             raise ConfigurationError(f"backend {to!r} is not configured", hint=f"one of: {names}")
         if routing.authority.backend == to:
             raise PreconditionFailed(f"{self._domain} is on backend {to!r} already")
-        reason = self._places.backends[to].refuses(self._domain)
+        reason = refusal(self._places, self._domain, to)
         if reason:
             raise PreconditionFailed(reason)
+
+    async def _check_groups_at_rest(self, routings: Mapping[str, Routing]) -> None:
+        """A domain does not move while one of its slot groups does, nor a group while its domain does."""
+        group = parse_group(self._domain)
+        if group is not None:
+            if not routings[group.domain].at_rest:
+                raise PreconditionFailed(
+                    f"{group.domain} is moving as a whole: the phase is {routings[group.domain].phase}",
+                    hint="complete, or roll back and cancel, that migration first",
+                )
+            return
+        for migration in await self._control.migrations():
+            part = parse_group(migration.domain)
+            if part is not None and part.domain == self._domain and not migration.finished:
+                raise PreconditionFailed(
+                    f"slots {part.slots} of {self._domain} are moving to {migration.target.backend!r} ({migration.id})",
+                    hint="datalayer shards rebalance finishes it",
+                )
 
 
 async def _repair(work: Work) -> int:

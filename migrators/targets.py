@@ -10,6 +10,7 @@ from datalayer.errors import ConfigurationError, DatalayerError, PreconditionFai
 from datalayer.migrators.actions import fit_target
 from datalayer.migrators.plan import Stage, Standing, Until, stages_to
 from datalayer.routing.route import Phase, Place
+from datalayer.routing.shards import base_domain, parse_group
 
 if TYPE_CHECKING:
     from datalayer.control.base import Migration
@@ -57,13 +58,24 @@ async def planned_stages(places: Places, domain: str, to: str, until: Until) -> 
 
 async def standing_of(places: Places, domain: str) -> tuple[Routing, Migration | None]:
     """The domain's routing and its unfinished migration."""
-    if domain not in DOMAINS:
+    if base_domain(domain) not in DOMAINS:
         raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
     _, routings = await places.control.routings()
+    places.learn(routings)
     if domain not in routings:
         raise PreconditionFailed(f"{domain} has no place yet", hint="open the application once")
     live = next((m for m in await places.control.migrations(domain) if not m.finished), None)
     return routings[domain], live
+
+
+def refusal(places: Places, domain: str, name: str) -> str | None:
+    """Why a backend by its nature cannot be the target of a domain or slot group."""
+    whole, _, member = name.partition("/")
+    if member and parse_group(domain) is None:
+        return f"{name!r} is one shard of backend {whole!r}"
+    if parse_group(domain) is not None and not member:
+        return f"{name!r} is no shard: a slot group lies on one"
+    return places.backends[name].refuses(base_domain(domain))
 
 
 def _excluded(places: Places, routing: Routing, live: Migration | None, name: str) -> str | None:
@@ -72,7 +84,7 @@ def _excluded(places: Places, routing: Routing, live: Migration | None, name: st
         return None if live.target.backend == name else f"{live.id} moves it to {live.target.backend!r} now"
     if routing.authority.backend == name:
         return f"{routing.domain} is there already"
-    return places.backends[name].refuses(routing.domain)
+    return refusal(places, routing.domain, name)
 
 
 async def _unfit(places: Places, domain: str, name: str) -> str | None:

@@ -21,6 +21,7 @@ from datalayer.ids import SLOTS, slot_of
 from datalayer.migrators.backfill import CHECKPOINT_EVERY_S, bins_of, next_limit, payload_of
 from datalayer.migrators.leased import CHUNK_TTL_S, work_through
 from datalayer.migrators.together import together
+from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -105,7 +106,7 @@ class Verifier:
         progress: Callable[[int], None],
         mode: str = "full",
     ) -> None:
-        self._kinds = {kind.name: kind for kind in DOMAINS[domain].kinds}
+        self._kinds = {kind.name: kind for kind in DOMAINS[base_domain(domain)].kinds}
         self._authority = authority
         self._mirror = mirror
         self._journal = journal

@@ -10,6 +10,7 @@ from datalayer.domains.registry import DOMAINS
 from datalayer.errors import MigrationError
 from datalayer.routing.replay import Replayer
 from datalayer.routing.route import Phase
+from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,7 +64,7 @@ class Work:
     @property
     def domain(self) -> Domain:
         """The domain that moves."""
-        return DOMAINS[self.migration.domain]
+        return DOMAINS[base_domain(self.migration.domain)]
 
     @property
     def source_store(self) -> Any:
@@ -103,6 +104,7 @@ class Work:
     async def refresh(self) -> Routing:
         """Read routing and migration again."""
         _, routings = await self.control.routings()
+        self.places.learn(routings)
         self.routing = routings[self.migration.domain]
         found = await self.control.migrations(self.migration.domain)
         self.migration = next(m for m in found if m.id == self.migration.id)

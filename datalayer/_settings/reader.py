@@ -16,6 +16,8 @@ _KNOWN: Final[tuple[Key, ...]] = (
     ("backends", _ANY, "replicas"),
     ("backends", _ANY, "pool_max"),
     ("backends", _ANY, "members", _ANY),
+    ("backends", _ANY, "weights", _ANY),
+    ("backends", _ANY, "slot_groups"),
     ("routes", _ANY),
     ("control", "url"),
     ("control", "password"),

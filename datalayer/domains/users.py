@@ -71,6 +71,23 @@ class DeleteUser:
 UserMutation: TypeAlias = CreateUser | UpdateUser | DeleteUser
 
 
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Store one record where the stored one still has the version that was seen (None: where there is none).
+
+    One step of a change that lies in several slot groups. Conflict when it has another version.
+    """
+
+    record: Record
+    seen: int | None
+
+    @property
+    def id(self) -> UUID:
+        """The user it is about, as errors name it: of a claim its owner."""
+        raw = self.record.key if self.record.kind == "user" else cast("bytes", self.record.fields[0])
+        return UUID(bytes=raw)
+
+
 def normalise(field: str, value: str) -> str:
     """The form under which a username or e-mail address is unique: NFKC and case-folded, white space stripped."""
     del field
@@ -159,17 +176,22 @@ def wanted_claims(mutation: UserMutation, stored: User | None) -> tuple[tuple[by
     return tuple(k for k in after if k not in before), tuple(k for k in before if k not in after)
 
 
-def keys_of(mutation: UserMutation) -> tuple[Key, ...]:
+def keys_of(mutation: UserMutation | Swap) -> tuple[Key, ...]:
     """The keys a mutation reads first; the claims follow from the stored user (``wanted_claims``)."""
-    return (("user", mutation.id.bytes),)
+    return (mutation.record.ident if isinstance(mutation, Swap) else ("user", mutation.id.bytes),)
 
 
-def decide(mutation: UserMutation, current: Mapping[Key, Record], now_us: int) -> tuple[User, tuple[Record, ...]]:
+def decide(
+    mutation: UserMutation | Swap, current: Mapping[Key, Record], now_us: int
+) -> tuple[User | Record, tuple[Record, ...]]:
     """What a mutation does: (the user afterwards, the records to apply). The reference for every store.
 
     ``current`` holds the user and every claim of ``wanted_claims``. Raises NotFound, Conflict (version differs),
     AlreadyExists with the field.
     """
+    if isinstance(mutation, Swap):
+        check_seen(mutation, current.get(mutation.record.ident))
+        return mutation.record, (mutation.record,)
     record = current.get(("user", mutation.id.bytes))
     stored = None if record is None else to_user(record)
     if isinstance(mutation, CreateUser):
@@ -189,12 +211,19 @@ def decide(mutation: UserMutation, current: Mapping[Key, Record], now_us: int) -
         claim = current.get(("claim", key))
         if claim is not None and not claim.deleted and claim.fields[0] != user.id.bytes:
             raise taken(key)
-        records.append(claim_record(key, user.id, _next(claim, now_us)))
+        records.append(claim_record(key, user.id, next_version(claim, now_us)))
     for key in release:
         claim = current.get(("claim", key))
         if claim is not None and not claim.deleted and claim.fields[0] == user.id.bytes:
-            records.append(claim_record(key, user.id, _next(claim, now_us), deleted=True))
+            records.append(claim_record(key, user.id, next_version(claim, now_us), deleted=True))
     return user, tuple(records)
+
+
+def check_seen(mutation: Swap, stored: Record | None) -> None:
+    """Raise Conflict when the stored record is not the one that was seen."""
+    version = None if stored is None else stored.version
+    if version != mutation.seen:
+        raise Conflict(f"{mutation.record.kind} {mutation.id} changed meanwhile", current_version=version or 0)
 
 
 def taken(key: bytes) -> AlreadyExists:
@@ -249,9 +278,19 @@ def changed(mutation: UpdateUser | DeleteUser, stored: User, now_us: int) -> Use
 
 def same_create(mutation: CreateUser, stored: User) -> bool:
     """Whether a create of a known id is a retry of the write that made it."""
+    if stored.deleted and stored.updated_at_us == 0:
+        return False  # given up, or removed by another program: it never was this create's
     if stored.version != id_time_us(mutation.id):
         return True
     return (stored.username, stored.email) == (mutation.username, mutation.email)
+
+
+def given_up(owner: UUID, now_us: int) -> Record:
+    """The tombstone that keeps a create whose caller was given up from ever finishing.
+
+    ``updated_at`` 0 tells it from the tombstone of a delete: a retry of that create must not look like a success.
+    """
+    return tombstone("user", owner.bytes, max(now_us, id_time_us(owner) + 2) + FINAL_LEAD)
 
 
 def _created_again(mutation: CreateUser, stored: User) -> User:
@@ -260,5 +299,6 @@ def _created_again(mutation: CreateUser, stored: User) -> User:
     return stored
 
 
-def _next(claim: Record | None, now_us: int) -> int:
+def next_version(claim: Record | None, now_us: int) -> int:
+    """The version of the record that follows a stored one."""
     return now_us if claim is None else max(claim.version + 2, now_us)

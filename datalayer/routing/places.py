@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,14 +11,20 @@ from datalayer.domains.registry import DOMAINS
 from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
 from datalayer.routing.lastwriter import IntentGuard, LastWriterAuthority
-from datalayer.routing.route import SOURCE_RULES, Phase
+from datalayer.routing.route import SOURCE_RULES, Phase, Place
+from datalayer.routing.sharded import STORES, ShardedStore
+from datalayer.routing.shards import base_domain, shard_map
+from datalayer.routing.together import each
+from datalayer.stores.sharded import ShardedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from datalayer.clock import Clock, Deadline
     from datalayer.control.base import Control
-    from datalayer.routing.route import Place, Routing
+    from datalayer.routing.route import Routing
+    from datalayer.routing.router import Router
+    from datalayer.routing.shards import ShardMap
     from datalayer.stores.base import Backend, Executed, Guard
 
 Side = Literal["source", "target"]
@@ -60,18 +67,47 @@ class Places:
         self.clock = clock
         self._process_number = process_number
         self._eager = eager
+        self.group_routers: dict[str, Router] = {}
+        """In an open DataLayer: the router of each slot group, by name."""
+        self._routings: Mapping[str, Routing] = {}
+        self._maps: dict[tuple[str, int], ShardMap] = {}
         self._stores: dict[tuple[str, Place], Any] = {}
         self._opened: set[str] = set()
-        self._opening = asyncio.Lock()
+        self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def learn(self, routings: Mapping[str, Routing]) -> None:
+        """Take note of the control store's newest routings: what lies in slot groups is found by them."""
+        self._routings = routings
+
+    def routing_of(self, name: str) -> Routing:
+        """The routing of a domain or slot group, as last learnt."""
+        return self._routings[name]
+
+    def shard_map(self, domain: str, attempt: int) -> ShardMap | None:
+        """The slot groups of a place; None before they were made. A place's groups never change."""
+        key = (domain, attempt)
+        if key not in self._maps:
+            found = shard_map(domain, attempt, self._routings)
+            if found is None:
+                return None
+            self._maps[key] = found
+        return self._maps[key]
 
     def is_open(self, place: Place) -> bool:
-        """Whether the backend of a place is connected."""
-        return place.backend in self._opened
+        """Whether the backend of a place is connected; shards are, one by one, as their slot groups are used."""
+        return place.backend in self._opened or isinstance(self.backend(place), ShardedBackend)
 
     async def ensure_open(self, place: Place) -> Backend:
-        """The backend of a place, connected and with a schema that fits; created only where that is the default."""
+        """The backend of a place, connected and with a schema that fits; created only where that is the default.
+
+        Of a sharded backend every member must answer.
+        """
         backend = self.backend(place)
-        async with self._opening:
+        if place.backend in self._opened:
+            return backend
+        if isinstance(backend, ShardedBackend):
+            await each([Place(name) for name in backend.members], self.ensure_open)
+        async with self._opening[place.backend]:
             if place.backend not in self._opened:
                 await backend.open()
                 await backend.ensure_schema(create=backend.product in SELF_CREATING)
@@ -79,9 +115,13 @@ class Places:
         return backend
 
     async def prepare(self, routing: Routing) -> None:
-        """Connect what a routing needs. A mirror that is down is needed only where reads may go to it."""
-        await self.ensure_open(routing.authority)
-        if routing.mirror is None:
+        """Connect what a routing needs. A mirror that is down is needed only where reads may go to it.
+
+        What lies in slot groups needs nothing here: their own routings do.
+        """
+        if not isinstance(self.backend(routing.authority), ShardedBackend):
+            await self.ensure_open(routing.authority)
+        if routing.mirror is None or isinstance(self.backend(routing.mirror), ShardedBackend):
             return
         try:
             await self.ensure_open(routing.mirror)
@@ -98,11 +138,22 @@ class Places:
             raise RoutingMismatch(message, hint=f"add [backends.{place.backend}] to the configuration") from None
 
     def store(self, domain: str, place: Place) -> Any:
-        """The domain's store at a place (Port, typed reads, Transactional where the product is)."""
-        key = (domain, place)
+        """The store of a domain or slot group at a place (Port, typed reads, Transactional where the product is)."""
+        key = (base_domain(domain), place)
         if key not in self._stores:
-            self._stores[key] = self.backend(place).store(domain, place.attempt)
+            backend = self.backend(place)
+            if isinstance(backend, ShardedBackend):
+                self._stores[key] = STORES[key[0]](self, key[0], place)
+            else:
+                self._stores[key] = backend.store(key[0], place.attempt)
         return self._stores[key]
+
+    def group_store(self, store: Any, routing_key: bytes) -> Any:
+        """Of a domain's store, the part that holds a key: its slot group's at rest, or the store itself."""
+        if not isinstance(store, ShardedStore):
+            return store
+        group = store.map.group_of(routing_key)
+        return self.store(group.name, self.routing_of(group.name).authority)
 
     def guard(self, domain: str, place: Place, attempt: int, side: Side) -> Guard:
         """Journal and fence of one side of an attempt."""
@@ -154,7 +205,7 @@ class Places:
             intents = self.control.intents(routing.domain, routing.attempt, side)
         return LastWriterAuthority(
             store,
-            DOMAINS[routing.domain],
+            DOMAINS[base_domain(routing.domain)],
             self.clock,
             process_number=self._process_number,
             intents=intents,

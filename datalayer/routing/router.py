@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datalayer.clock import Deadline
     from datalayer.routing.lease import Lease
     from datalayer.routing.places import Route
+    from datalayer.stores.base import Executed
 
 R = TypeVar("R")
 Jitter = Callable[[], float]
@@ -35,8 +36,14 @@ RELEASE_JITTER_S: Final = 0.005
 class Router:
     """Routes one domain's operations."""
 
-    def __init__(self, domain: str, lease: Lease, ask_news: Callable[[], None], jitter: Jitter) -> None:
+    def __init__(
+        self, domain: str, lease: Lease, ask_news: Callable[[], None], jitter: Jitter, *, nested: bool = False
+    ) -> None:
+        """``nested``: one slot group's router, inside an operation of its domain's router. What it is refused may be
+        due to either route, so it gives up after one wait without news, and the outer one goes on waiting.
+        """
         self.domain = domain
+        self._nested = nested
         self._lease = lease
         self._ask_news = ask_news
         self._jitter = jitter
@@ -44,13 +51,21 @@ class Router:
         self._older: list[Route] = []
         self._changed = asyncio.Event()
         self._held = 0
+        self._unreachable = ""
 
     @property
     def route(self) -> Route:
         """The route that new operations use."""
         if self._route is None:
+            if self._unreachable:
+                raise Unavailable(self._unreachable)
             raise Closed
         return self._route
+
+    @property
+    def serves(self) -> bool:
+        """Whether a route was adopted."""
+        return self._route is not None
 
     @property
     def routing(self) -> Routing:
@@ -70,6 +85,10 @@ class Router:
     def disown(self) -> None:
         """Refuse every further operation (in a forked child)."""
         self._route = None
+
+    def wait_for(self, reason: str) -> None:
+        """Answer Unavailable until a route is adopted: the store of a slot group does not answer."""
+        self._unreachable = reason
 
     def adopt(self, route: Route) -> None:
         """Use this route for every operation that begins from now on."""
@@ -113,6 +132,10 @@ class Router:
 
     async def write(self, mutation: Any, deadline: Deadline) -> Any:
         """Run one mutation at the authority; the entity afterwards."""
+        return (await self.execute(mutation, deadline)).entity
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
+        """Run one mutation at the authority."""
         while True:
             route = self.route
             route.inflight += 1
@@ -123,7 +146,7 @@ class Router:
             else:
                 if route.eager is not None and executed.records:
                     route.eager.offer(executed.records)
-                return executed.entity
+                return executed
             finally:
                 route.inflight -= 1
             await self._hold(route, deadline, refused)
@@ -150,7 +173,10 @@ class Router:
             self._held -= 1
 
     async def _wait_change(self, route: Route, deadline: Deadline, cause: Fenced | StaleRoute) -> None:
-        """Wait for another route, or a moment: a fence that lapses is announced by nobody."""
+        """Wait for another route, or a moment: a fence that lapses is announced by nobody.
+
+        Raises ``cause`` of a nested router when nothing has changed.
+        """
         if self._route is not route:
             return
         left = deadline.remaining()
@@ -164,5 +190,7 @@ class Router:
             async with asyncio.timeout(min(left, RETRY_S * (0.5 + self._jitter()))):
                 await changed.wait()
         except TimeoutError:
+            if self._nested:
+                raise cause from None
             return
         await asyncio.sleep(self._jitter() * RELEASE_JITTER_S)

@@ -13,14 +13,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import LEASE_RENEW_S, coordinator_lease
-from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch
+from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch, Unavailable
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.replay import Replayer
 from datalayer.routing.route import LEASE_BINDS
+from datalayer.routing.shards import parse_group
 from datalayer.stores.base import Token
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control, Migration, ProcessInfo
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
     from datalayer.routing.router import Jitter, Router
+    from datalayer.stores.base import MetaRow
 
 log = logging.getLogger("datalayer.watchdog")
 POLL_REST_S: Final = 0.25
@@ -46,6 +48,7 @@ class Watchdog:
         process: ProcessInfo,
         places: Places,
         routers: Mapping[str, Router],
+        group_router: Callable[[str], Router],
         lease: Lease,
         *,
         jitter: Jitter,
@@ -55,7 +58,8 @@ class Watchdog:
         self._places = places
         self._control: Control = places.control
         self._clock: Clock = places.clock
-        self._routers = routers
+        self._routers = dict(routers)
+        self._group_router = group_router
         self._lease = lease
         self._jitter = jitter
         self._assist = assist
@@ -66,6 +70,8 @@ class Watchdog:
         self._tasks: list[asyncio.Task[None]] = []
         self._taking = asyncio.Lock()
         self._mismatch = ""
+        self._unreached = False
+        """A slot group's store did not answer: look again."""
         self.control_errors = 0
 
     def ask(self) -> None:
@@ -94,7 +100,7 @@ class Watchdog:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for router in self._routers.values():
+        for router in list(self._routers.values()):
             await router.close_eager()
         try:
             await self._control.leave(self._process.id)
@@ -106,7 +112,8 @@ class Watchdog:
             poll = POLL_ARMED_S if self._near_cut_over() else POLL_REST_S
             try:
                 news = await self._next_news(poll)
-                if news != self._news:
+                if news != self._news or self._unreached:
+                    self._unreached = False
                     await self._take_routings()
                 if self._unacknowledged():
                     await self._renew()
@@ -146,23 +153,54 @@ class Watchdog:
 
     async def _adopt_newer(self) -> list[EagerApplier]:
         news, routings = await self._control.routings()
+        self._places.learn(routings)
+        self._meet_groups(routings)
         retired = []
-        for domain, routing in routings.items():
-            router = self._routers.get(domain)
-            if router is None or (self._news >= 0 and router.routing.epoch >= routing.epoch):
+        metas: dict[str, Mapping[tuple[str, int], MetaRow]] = {}
+        # Slot groups first: a domain's route is not to be served before its groups'.
+        for domain, router in sorted(self._routers.items(), key=lambda item: parse_group(item[0]) is None):
+            routing = routings.get(domain)
+            if routing is None or (router.serves and router.routing.epoch >= routing.epoch):
                 continue
-            await self._places.prepare(routing)
-            await self._check_backend(routing)
-            if self._news >= 0 and router.route.eager is not None:
+            try:
+                await self._places.prepare(routing)
+                await self._check_backend(routing, metas)
+            except Unavailable as error:
+                if parse_group(domain) is None:
+                    raise
+                # One shard that is down must not keep the others' data from being served.
+                if not router.serves:
+                    router.wait_for(error.message)
+                self._unreached = True
+                continue
+            if router.serves and router.route.eager is not None:
                 retired.append(router.route.eager)
             router.adopt(self._places.compile(routing))
         self._news = news
         return retired
 
-    async def _check_backend(self, routing: Routing) -> None:
-        """Refuse to serve from a store that says itself that it is retired, foreign, or ahead of the control store."""
+    def _meet_groups(self, routings: Mapping[str, Routing]) -> None:
+        """Make a router for each slot group of a place that a domain's routing names."""
+        named = {
+            (domain, place.attempt)
+            for domain, routing in routings.items()
+            for place in (routing.source, routing.target)
+            if place is not None and parse_group(domain) is None
+        }
+        for name in routings:
+            group = parse_group(name)
+            if group is not None and (group.domain, group.attempt) in named and name not in self._routers:
+                self._routers[name] = self._places.group_routers[name] = self._group_router(name)
+
+    async def _check_backend(self, routing: Routing, metas: dict[str, Mapping[tuple[str, int], MetaRow]]) -> None:
+        """Refuse to serve from a store that says itself that it is retired, foreign, or ahead of the control store.
+
+        ``metas``: what backends have said during this look.
+        """
         place = routing.authority
-        row = (await self._places.backend(place).read_meta()).get((routing.domain, place.attempt))
+        if place.backend not in metas:
+            metas[place.backend] = await self._places.backend(place).read_meta()
+        row = metas[place.backend].get((routing.domain, place.attempt))
         if row is None:
             return
         deployment = await self._control.deployment()
@@ -183,10 +221,10 @@ class Watchdog:
             )
 
     def _near_cut_over(self) -> bool:
-        return any(r.held or r.routing.phase in LEASE_BINDS for r in self._routers.values())
+        return any(r.held or (r.serves and r.routing.phase in LEASE_BINDS) for r in self._routers.values())
 
     def _epochs(self) -> dict[str, int]:
-        return {domain: router.acknowledged() for domain, router in self._routers.items()}
+        return {domain: router.acknowledged() for domain, router in self._routers.items() if router.serves}
 
     def _unacknowledged(self) -> bool:
         return self._epochs() != self._acknowledged
@@ -242,8 +280,8 @@ class Watchdog:
     async def _assist_forever(self) -> None:
         while not self._stopped.is_set():
             await self._sleep(ASSIST_S * (0.75 + 0.5 * self._jitter()))
-            for router in self._routers.values():
-                if router.routing.at_rest:
+            for router in list(self._routers.values()):
+                if not router.serves or router.routing.at_rest:
                     continue
                 try:
                     await self._connect_mirror(router)

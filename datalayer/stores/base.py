@@ -253,6 +253,15 @@ class UserReads(Protocol):
 
 
 @runtime_checkable
+class Sized(Protocol):
+    """A store that knows how much room its data takes."""
+
+    async def size(self) -> int:
+        """Bytes on the disk, indexes included."""
+        ...
+
+
+@runtime_checkable
 class Transactional(Protocol):
     """A store that orders writes itself."""
 

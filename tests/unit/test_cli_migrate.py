@@ -215,7 +215,7 @@ def test_at_a_last_writer_target_it_says_what_the_open_way_back_costs(world: Wor
 
 def test_another_coordinator_at_work_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.fill(1)
-    monkeypatch.setattr("datalayer.migrators.coordinator.TAKE_WAIT_S", 0.1)
+    monkeypatch.setattr("datalayer.migrators.lease.TAKE_WAIT_S", 0.1)
 
     async def busy(places: Places) -> None:
         assert await places.control.take("migrate:messages", "migrate@elsewhere:7", 60.0) is not None

@@ -398,7 +398,12 @@ def test_describe_says_every_key(tmp_path: Path) -> None:
         "backends": {
             "main": {"url": "postgresql://app@db/app", "replicas": ["postgresql://app@r1/app"], "pool_max": 100},
             "cassandra": {"url": "cassandra://c1,c2/chat?local_dc=dc1&replication=3", "replicas": [], "pool_max": 20},
-            "shards": {"members": {"s0": "postgresql://h0/app", "s1": "postgresql://h1/app"}, "pool_max": 20},
+            "shards": {
+                "members": {"s0": "postgresql://h0/app", "s1": "postgresql://h1/app"},
+                "weights": {},
+                "slot_groups": 64,
+                "pool_max": 20,
+            },
             "redis": {"url": "redis://h/0", "replicas": [], "pool_max": 20},
         },
         "routes": {"users": "shards", "messages": "main"},

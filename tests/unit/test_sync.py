@@ -118,7 +118,7 @@ def test_what_fails_to_open_leaves_no_thread(settings: Settings) -> None:
     before = threading.active_count()
     broken = parse_settings(
         {
-            "backends": {"main": {"members": {"a": "postgresql://h/a"}}},
+            "backends": {"main": {"url": "redis://h/0"}},
             "control": {"url": "memory://"},
         }
     )

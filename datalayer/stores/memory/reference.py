@@ -18,7 +18,7 @@ def execute(domain: str, mutation: Any, read: Callable[[Key], Record | None], no
     """What a mutation does to the records that ``read`` sees; raises what decide() raises."""
     definition = DOMAINS[domain]
     current = _present(read, definition.keys_of(mutation))
-    if domain == "users":
+    if domain == "users" and not isinstance(mutation, users.Swap):
         record = current.get(("user", mutation.id.bytes))
         stored = None if record is None else users.to_user(record)
         if stored is not None or isinstance(mutation, users.CreateUser):

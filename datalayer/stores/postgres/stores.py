@@ -12,6 +12,7 @@ from datalayer.stores.postgres.bulk import BulkWriter
 from datalayer.stores.postgres.rows import RawUuid, check_message
 from datalayer.stores.sql.messages import SqlMessages
 from datalayer.stores.sql.statement import limited, statement
+from datalayer.stores.sql.store import SqlStore
 from datalayer.stores.sql.users import SqlUsers
 
 if TYPE_CHECKING:
@@ -25,7 +26,19 @@ _FIELDS: Final = ("sender_id", "body", "kind", "thread_id", "attachments", "edit
 _SIZED: Final = 16
 
 
-class PostgresMessages(SqlMessages):
+class _Sized(SqlStore):
+    """A store that knows how much room it takes."""
+
+    async def size(self) -> int:
+        names = [relation.table.name for relation in self.relations.values()]
+        rows = await self.db.fetch(
+            "SELECT coalesce(sum(pg_total_relation_size(to_regclass(n))), 0)::bigint FROM unnest(%s::text[]) n",
+            (names,),
+        )
+        return int(rows[0][0])
+
+
+class PostgresMessages(SqlMessages, _Sized):
     """Messages; ``scan`` has the server put the key together and takes uuids as bytes."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
@@ -69,7 +82,7 @@ class PostgresMessages(SqlMessages):
         await self._bulk.write(cast("PostgresTransaction", tx), records)
 
 
-class PostgresUsers(SqlUsers):
+class PostgresUsers(SqlUsers, _Sized):
     """Users and their claims."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:

@@ -9,7 +9,16 @@ import sqlalchemy as sa
 from datalayer.domains.messages import MESSAGE
 from datalayer.domains.users import CLAIM, USER, claim_of
 from datalayer.schemas import metadata
-from datalayer.stores.sql.statement import LookUp, first, greatest, limited, statement, upsert_newer
+from datalayer.stores.sql.statement import (
+    LookUp,
+    first,
+    greatest,
+    insert,
+    limited,
+    statement,
+    upsert_newer,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +67,13 @@ class Relation:
         one = [column == sa.bindparam(f"of_{column.name}", type_=column.type) for column in keys]
         ones = [f"of_{name}" for name in self.key_names]
         self.one = statement(dialect, sa.select(sa.literal_column("1")).select_from(table).where(*one), *ones).sql
+        self.stored = statement(dialect, self.select.where(*one), *ones).sql
+        made = insert(dialect, table).values(values_of(columns)).on_conflict_do_nothing().returning(table.c.version)
+        self.create = statement(dialect, made, *columns).sql
+        seen = table.c.version == sa.bindparam("seen", type_=sa.BigInteger)
+        swapped = sa.update(table).where(*one, seen).values(values_of(columns)).returning(table.c.version)
+        self.swap = statement(dialect, swapped, *columns, *ones, "seen").sql
+        """Replaces one row where it has the version that was seen."""
         lead = sa.case((table.c.deleted, sa.bindparam("lead", type_=sa.BigInteger)), else_=sa.literal_column("0"))
         raised = greatest(table.c.version + sa.literal_column("2"), sa.bindparam("now", type_=sa.BigInteger))
         lift = sa.update(table).where(*one).values(version=raised + lead)

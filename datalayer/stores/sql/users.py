@@ -13,9 +13,11 @@ from datalayer.domains.record import Record
 from datalayer.domains.users import (
     CreateUser,
     DeleteUser,
+    Swap,
     UserMutation,
     changed,
     check_expected,
+    check_seen,
     claim_of,
     claim_record,
     created,
@@ -78,7 +80,7 @@ class SqlUsers(SqlStore):
 
     # --- mutations -------------------------------------------------------------------------------------------------
 
-    async def execute(self, mutation: UserMutation, deadline: Deadline) -> Executed:
+    async def execute(self, mutation: UserMutation | Swap, deadline: Deadline) -> Executed:
         for _ in range(RACES_MAX):
             try:
                 async with self.db.transaction(deadline=deadline) as tx:
@@ -87,7 +89,7 @@ class SqlUsers(SqlStore):
                 await self._refuse_again(mutation, deadline)
         raise Unavailable(f"user {mutation.id} kept changing under this write")
 
-    async def _refuse_again(self, mutation: UserMutation, deadline: Deadline) -> None:
+    async def _refuse_again(self, mutation: UserMutation | Swap, deadline: Deadline) -> None:
         """Decide once more what was refused, where no fence can be up; returns when it would not be refused now.
 
         A row trigger does not fire where nothing is written: a writer with an old route would be refused by the
@@ -100,7 +102,9 @@ class SqlUsers(SqlStore):
                 await self._decide(tx, mutation)
                 raise Undo
 
-    async def _decide(self, tx: SqlTransaction, mutation: UserMutation) -> Executed:
+    async def _decide(self, tx: SqlTransaction, mutation: UserMutation | Swap) -> Executed:
+        if isinstance(mutation, Swap):
+            return await self._swap(tx, mutation)
         now = self.product.clock.now_us()
         stored: User | None = None
         if isinstance(mutation, CreateUser):
@@ -120,6 +124,20 @@ class SqlUsers(SqlStore):
         take, release = wanted_claims(mutation, stored)
         records = [to_record(user), *await self._claims(tx, user.id, take, release, now)]
         return Executed(user, tuple(records))
+
+    async def _swap(self, tx: SqlTransaction, mutation: Swap) -> Executed:
+        record = mutation.record
+        relation = self.relations[record.kind]
+        row = relation.to_row(record)
+        if mutation.seen is None:
+            done = await tx.run(relation.create, row)
+        else:
+            done = await tx.run(relation.swap, (*row, *relation.position(record.key), mutation.seen))
+        if not done:
+            rows = await tx.run(relation.stored, relation.position(record.key))
+            check_seen(mutation, relation.to_record(rows[0]) if rows else None)
+            raise Unavailable(f"{record.kind} {mutation.id} kept changing under this write")
+        return Executed(record, (record,))
 
     async def _claims(
         self, tx: SqlTransaction, owner: UUID, take: Sequence[bytes], release: Sequence[bytes], now: int

@@ -1,0 +1,349 @@
+"""A domain's place on a sharded backend, as one store: every record belongs to one slot group, and each group's own
+routing says which member has it.
+
+Two sides use it. The application reads and writes through the routers of the groups, so that a group may be in any
+phase of its own move meanwhile. The engine, moving the whole domain, uses the port and the guard: it works while every
+group is at rest (``migrators.shards`` and a domain's migration exclude each other), and spreads each call over the
+groups' authorities.
+"""
+
+from __future__ import annotations
+
+import heapq
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from datalayer.domains.registry import DOMAINS
+from datalayer.domains.users import Swap
+from datalayer.errors import CrossShardError, Quarantine, SchemaBehind, StaleRoute
+from datalayer.routing.claims import ClaimingWriter
+from datalayer.routing.route import Place
+from datalayer.routing.shardguard import ShardedGuard
+from datalayer.routing.shards import ShardMap, cut
+from datalayer.routing.together import each
+from datalayer.stores.base import Executed, MetaRow, ScanPage
+from datalayer.stores.sharded import member_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from uuid import UUID
+
+    from datalayer.clock import Deadline
+    from datalayer.domains.record import Key, Kind, Record
+    from datalayer.routing.places import Places
+    from datalayer.routing.router import Router
+    from datalayer.routing.shards import Group
+    from datalayer.stores.base import Guard
+    from datalayer.stores.sharded import ShardedBackend
+    from datalayer.types import Message, User
+
+R = TypeVar("R")
+GROUPS_PER_RANGE_MARK: Final = "|"
+
+
+class ShardedStore:
+    """The port of a domain over the groups of one place."""
+
+    def __init__(self, places: Places, domain: str, place: Place) -> None:
+        self.kinds: Sequence[Kind] = DOMAINS[domain].kinds
+        self.domain = domain
+        self.place = place
+        self.places = places
+
+    # --- where things are -------------------------------------------------------------------------------------------
+
+    @property
+    def map(self) -> ShardMap:
+        """The groups of this place. StaleRoute before they are known here."""
+        found = self.places.shard_map(self.domain, self.place.attempt)
+        if found is None:
+            raise StaleRoute(f"the slot groups of {self.domain} on {self.place.backend!r} are not known yet")
+        return found
+
+    async def store(self, group: Group) -> Any:
+        """The group's store at its authority, for the engine."""
+        place = self.places.routing_of(group.name).authority
+        await self.places.ensure_open(place)
+        return self.places.store(self.domain, place)
+
+    def router(self, routing_key: bytes) -> Router:
+        """The router of a key's group, for the application."""
+        return self.places.group_routers[self.map.group_of(routing_key).name]
+
+    def by_group(self, items: Iterable[R], routing: Callable[[R], bytes]) -> dict[Group, list[R]]:
+        """Items by the group of their routing keys."""
+        found: dict[Group, list[R]] = {}
+        shard_map_ = self.map
+        for item in items:
+            found.setdefault(shard_map_.group_of(routing(item)), []).append(item)
+        return found
+
+    # --- the port ---------------------------------------------------------------------------------------------------
+
+    async def create(self) -> None:
+        backend: ShardedBackend = self.places.backend(self.place)  # type: ignore[assignment]
+        if self.places.shard_map(self.domain, self.place.attempt) is None:
+            await self._place_groups(backend)
+        deployment = await self.places.control.deployment()
+
+        async def make(group: Group) -> None:
+            routing = self.places.routing_of(group.name)
+            member = await self.places.ensure_open(routing.authority)
+            await (await self.store(group)).create()
+            row = MetaRow(group.name, routing.authority.attempt, deployment, "authority", routing.epoch)
+            await member.write_meta(row)
+
+        await each(self.map.groups, make)
+
+    async def _place_groups(self, backend: ShardedBackend) -> None:
+        """Spread the groups over the members by weight, and publish that; what is published already stays."""
+        groups = cut(self.domain, self.place.attempt, backend.groups)
+        members = share_out(len(groups), backend.weights)
+        first = {
+            group.name: Place(member_name(backend.name, member), group.number)
+            for group, member in zip(groups, members, strict=True)
+        }
+        await self.places.control.ensure_routes(first)
+        self.places.learn((await self.places.control.routings())[1])
+
+    async def drop(self) -> None:
+        if self.places.shard_map(self.domain, self.place.attempt) is None:
+            return
+
+        async def drop(group: Group) -> None:
+            await (await self.store(group)).drop()
+
+        await each(self.map.groups, drop)
+
+    async def empty(self) -> bool:
+        found = self.places.shard_map(self.domain, self.place.attempt)
+        if found is None:
+            raise SchemaBehind(
+                f"{self.domain} has no slot groups of attempt {self.place.attempt} in {self.place.backend}"
+            )
+
+        async def look(group: Group) -> bool:
+            return bool(await (await self.store(group)).empty())
+
+        return all(await each(found.groups, look))
+
+    async def plan_scan(self, n: int) -> list[str]:
+        groups = self.map.groups
+
+        async def plan(group: Group) -> list[str]:
+            ranges = await (await self.store(group)).plan_scan(max(1, n // len(groups)))
+            return [f"{group.first}{GROUPS_PER_RANGE_MARK}{range_}" for range_ in ranges]
+
+        return [range_ for ranges in await each(groups, plan) for range_ in ranges]
+
+    async def scan(self, range_: str, after: str | None, limit: int) -> ScanPage:
+        first, _, inner = range_.partition(GROUPS_PER_RANGE_MARK)
+        group = next(group for group in self.map.groups if group.first == int(first))
+        page: ScanPage = await (await self.store(group)).scan(inner, after, limit)
+        return page
+
+    async def fetch(self, keys: Sequence[Key]) -> dict[Key, Record]:
+        parts = self.by_group(keys, lambda key: key[1])
+
+        async def fetch(group: Group) -> dict[Key, Record]:
+            found: dict[Key, Record] = await (await self.store(group)).fetch(parts[group])
+            return found
+
+        return {key: record for part in await each(parts, fetch) for key, record in part.items()}
+
+    async def apply(self, records: Sequence[Record]) -> None:
+        await apply_by_group(self, records, self.store)
+
+    async def estimate(self) -> int:
+        async def estimate(group: Group) -> int:
+            return int(await (await self.store(group)).estimate())
+
+        return sum(await each(self.map.groups, estimate))
+
+    def check(self, record: Record) -> str | None:
+        group = self.map.group_of(record.key)
+        store = self.places.store(self.domain, self.places.routing_of(group.name).authority)
+        reason: str | None = store.check(record)
+        return reason
+
+    def guard(self, attempt: int) -> Guard:
+        return ShardedGuard(self, attempt)
+
+    # --- for the application ----------------------------------------------------------------------------------------
+
+    async def read(self, routing_key: bytes, call: Callable[[Any, Deadline], Awaitable[R]], deadline: Deadline) -> R:
+        """One group's read, by its own routing."""
+        return await self.router(routing_key).read((routing_key[:16],), call, deadline)
+
+    async def read_many(
+        self, items: Sequence[Any], routing: Callable[[Any], bytes], call: Callable[..., Any], deadline: Deadline
+    ) -> list[Any]:
+        """``call(store, items of a group, deadline)`` for each group that has some, all put together."""
+        parts = self.by_group(items, routing)
+
+        async def read(group: Group) -> list[Any]:
+            mine = parts[group]
+
+            def at(store: Any, deadline: Deadline) -> Any:
+                return call(store, mine, deadline)
+
+            keys = tuple({routing(item)[:16] for item in mine})
+            found: list[Any] = await self.places.group_routers[group.name].read(keys, at, deadline)
+            return found
+
+        if len(parts) == 1:
+            return await read(next(iter(parts)))
+        return [item for found in await each(parts, read) for item in found]
+
+
+class ShardedMessages(ShardedStore):
+    """Messages: a conversation lies in one group."""
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
+        keys = {key[:16] for _, key in DOMAINS["messages"].keys_of(mutation)}
+        if len(keys) != 1:
+            raise CrossShardError("one write cannot change several conversations: they may lie on different shards")
+        return await self.router(keys.pop()).execute(mutation, deadline)
+
+    async def get(self, conversation_id: UUID, message_id: UUID, deadline: Deadline) -> Message | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.get(conversation_id, message_id, deadline)
+
+        found: Message | None = await self.read(conversation_id.bytes, call, deadline)
+        return found
+
+    async def get_many(self, keys: Sequence[tuple[UUID, UUID]], deadline: Deadline) -> list[Message]:
+        def call(store: Any, mine: Any, deadline: Deadline) -> Any:
+            return store.get_many(mine, deadline)
+
+        return await self.read_many(keys, lambda pair: pair[0].bytes, call, deadline)
+
+    async def history(self, conversation_id: UUID, limit: int, deadline: Deadline, **options: Any) -> list[Message]:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.history(conversation_id, limit, deadline, **options)
+
+        found: list[Message] = await self.read(conversation_id.bytes, call, deadline)
+        return found
+
+
+class ShardedUsers(ShardedStore):
+    """Users: row and claims lie in the groups of their own keys."""
+
+    def __init__(self, places: Places, domain: str, place: Place) -> None:
+        super().__init__(places, domain, place)
+        self.claiming = ClaimingWriter(RoutedRecords(self), places.clock)
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
+        if isinstance(mutation, Swap):
+            return await self.router(mutation.record.key).execute(mutation, deadline)
+        return await self.claiming.execute(mutation, deadline)
+
+    async def get(self, user_id: UUID, deadline: Deadline) -> User | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.get(user_id, deadline)
+
+        found: User | None = await self.read(user_id.bytes, call, deadline)
+        return found
+
+    async def get_many(self, ids: Sequence[UUID], deadline: Deadline) -> list[User]:
+        def call(store: Any, mine: Any, deadline: Deadline) -> Any:
+            return store.get_many(mine, deadline)
+
+        return await self.read_many(ids, attrgetter("bytes"), call, deadline)
+
+    async def claim_owner(self, key: bytes, deadline: Deadline) -> UUID | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.claim_owner(key, deadline)
+
+        found: UUID | None = await self.read(key, call, deadline)
+        return found
+
+    async def page(self, limit: int, deadline: Deadline, *, after: UUID | None = None) -> list[User]:
+        """The k-way merge of the groups' pages. Each is asked for its share and some more; one that runs dry is asked
+        again before anything beyond its last user is returned.
+        """
+        groups = self.map.groups
+        share = min(limit, 2 * limit // len(groups) + 8)
+
+        async def page(router: Router, after: UUID | None) -> list[User]:
+            def call(store: Any, deadline: Deadline) -> Any:
+                return store.page(share, deadline, after=after)
+
+            found: list[User] = await router.read(None, call, deadline)
+            return found
+
+        async def begin(group: Group) -> tuple[Router, list[User]]:
+            router = self.places.group_routers[group.name]
+            return router, await page(router, after)
+
+        heap = []
+        for number, (router, users) in enumerate(await each(groups, begin)):
+            if users:
+                heap.append((users[0].id, number, 0, users, router))
+        heapq.heapify(heap)
+        merged: list[User] = []
+        while heap and len(merged) < limit:
+            _, number, at, users, router = heap[0]
+            merged.append(users[at])
+            if at + 1 == len(users):
+                users, at = (await page(router, users[at].id), -1) if len(users) == share else ([], -1)
+            if at + 1 < len(users):
+                heapq.heapreplace(heap, (users[at + 1].id, number, at + 1, users, router))
+            else:
+                heapq.heappop(heap)
+        return merged
+
+
+class RoutedRecords:
+    """``claims.Records`` through the routers of the groups."""
+
+    def __init__(self, store: ShardedStore) -> None:
+        self._store = store
+
+    async def read(self, keys: Sequence[Key], deadline: Deadline) -> dict[Key, Record]:
+        async def call(store: Any, mine: Sequence[Key], _: Deadline) -> list[Record]:
+            return list((await store.fetch(mine)).values())
+
+        found = await self._store.read_many(keys, lambda key: key[1], call, deadline) if keys else []
+        return {record.ident: record for record in found}
+
+    async def swap(self, swap: Swap, deadline: Deadline) -> Record:
+        await self._store.router(swap.record.key).execute(swap, deadline)
+        return swap.record
+
+
+STORES: Final[Mapping[str, type[ShardedMessages | ShardedUsers]]] = {
+    "messages": ShardedMessages,
+    "users": ShardedUsers,
+}
+
+
+async def apply_by_group(
+    store: ShardedStore, records: Sequence[Record], side: Callable[[Group], Awaitable[Any]]
+) -> None:
+    """Apply records to the groups they belong to; Quarantine names all that were refused, after all others landed."""
+    parts = store.by_group(records, lambda record: record.key)
+    refused: dict[Key, str] = {}
+
+    async def apply(group: Group) -> None:
+        try:
+            await (await side(group)).apply(parts[group])
+        except Quarantine as error:
+            refused.update(error.rejected)
+
+    await each(parts, apply)
+    if refused:
+        raise Quarantine(refused)
+
+
+def share_out(groups: int, weights: Mapping[str, float]) -> list[str]:
+    """A member for each group in turn: neighbours go to different members, each gets its share by weight."""
+    given = dict.fromkeys(weights, 0)
+    shares = []
+    for _ in range(groups):
+        member = min(
+            weights, key=lambda name: ((given[name] + 1) / weights[name] if weights[name] else float("inf"), name)
+        )
+        given[member] += 1
+        shares.append(member)
+    return shares

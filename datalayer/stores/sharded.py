@@ -1,0 +1,81 @@
+"""A sharded backend: several databases of one kind under one name. Which of them holds what is the shard map's affair
+(``routing.shards``); here is what is asked of all of them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from datalayer.errors import DatalayerError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datalayer.clock import Deadline
+    from datalayer.stores.base import AuthorityClass, Backend, MetaRow, Token
+
+
+def member_name(backend: str, member: str) -> str:
+    """What a member is called among the backends."""
+    return f"{backend}/{member}"
+
+
+class ShardedBackend:
+    """The members by their full names (``shards/s0``). They are opened one by one, as their slot groups are used."""
+
+    product: str = "sharded"
+    authority_class: AuthorityClass = "transactional"
+
+    def __init__(
+        self, name: str, members: Mapping[str, Backend], *, groups: int, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.name = name
+        self.members = dict(members)
+        self.groups = groups
+        """Into how many slot groups a place here is cut when it is made."""
+        shards = (full.partition("/")[2] for full in members)
+        self.weights = {shard: (weights or {}).get(shard, 1.0) for shard in shards}
+        """Share of each shard, by its short name."""
+
+    async def open(self) -> None:
+        """Nothing: a member that is down must not keep the others' data from being served."""
+
+    async def close(self) -> None:
+        for member in self.members.values():
+            await member.close()
+
+    async def ping(self, deadline: Deadline) -> None:
+        await asyncio.gather(*(member.ping(deadline) for member in self.members.values()))
+
+    def refuses(self, domain: str) -> str | None:
+        return next((why for member in self.members.values() if (why := member.refuses(domain))), None)
+
+    def store(self, domain: str, attempt: int) -> Any:
+        raise AssertionError(f"the store of {domain} here is put together by routing.sharded")
+
+    async def ensure_schema(self, *, create: bool) -> None:
+        """Nothing: each member's is looked at when it is opened."""
+
+    async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
+        """The newest row of each key over the members that answer; Unavailable when none does."""
+        rows: dict[tuple[str, int], MetaRow] = {}
+        errors: list[DatalayerError] = []
+        for answer in await asyncio.gather(*(m.read_meta() for m in self.members.values()), return_exceptions=True):
+            if isinstance(answer, Unavailable):
+                errors.append(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                for key, row in answer.items():
+                    if key not in rows or row.epoch > rows[key].epoch:
+                        rows[key] = row
+        if len(errors) == len(self.members):
+            raise errors[0]
+        return rows
+
+    async def write_meta(self, row: MetaRow) -> None:
+        await asyncio.gather(*(member.write_meta(row) for member in self.members.values()))
+
+    async def raise_token(self, token: Token) -> None:
+        await asyncio.gather(*(member.raise_token(token) for member in self.members.values()))

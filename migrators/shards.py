@@ -1,0 +1,221 @@
+"""Shards as an operator sees them: what lies where, and moving slot groups between them.
+
+A group moves by the migration that moves a whole domain, run to its end. Whoever moves groups holds the domain's own
+lease meanwhile, so that the domain as a whole stays where it is. Killed anywhere and run again, moves that were begun
+are finished first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from datalayer.errors import DatalayerError, InvalidArgument, NotFinished, PreconditionFailed
+from datalayer.migrators.coordinator import Coordinator
+from datalayer.migrators.lease import held_lease
+from datalayer.migrators.options import MigrateOptions, Silent
+from datalayer.migrators.plan import Until
+from datalayer.migrators.rebalance import Load, Move
+from datalayer.routing.shards import parse_group
+from datalayer.routing.together import each
+from datalayer.stores.base import Sized
+from datalayer.stores.sharded import ShardedBackend, member_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datalayer.control.base import Migration
+    from datalayer.migrators.options import Failpoints, Reporter
+    from datalayer.routing.places import Places
+    from datalayer.routing.shards import Group, ShardMap
+
+_SILENT: Final = Silent()
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """A domain that lies on shards: its backend, its groups, and where each is."""
+
+    domain: str
+    backend: ShardedBackend
+    map: ShardMap
+    shard_of: dict[Group, str]
+    """Member by group."""
+
+
+@dataclass(slots=True)
+class Moved:
+    """What a run of moves has done."""
+
+    groups: list[str] = field(default_factory=list)
+    holds_ms: list[float] = field(default_factory=list)
+    rows: int = 0
+
+
+async def sharding_of(places: Places, domain: str) -> Sharding:
+    """Where a domain's slot groups lie now. PreconditionFailed when it does not lie on shards."""
+    _, routings = await places.control.routings()
+    places.learn(routings)
+    routing = routings.get(domain)
+    if routing is None:
+        raise PreconditionFailed(f"{domain} has no place yet", hint="open the application once")
+    backend = places.backend(routing.authority)
+    if not isinstance(backend, ShardedBackend):
+        raise PreconditionFailed(
+            f"{domain} is on backend {backend.name!r}, which has no shards",
+            hint=f"datalayer migrate {domain} --to a backend with members",
+        )
+    found = places.shard_map(domain, routing.authority.attempt)
+    if found is None:
+        raise PreconditionFailed(f"the slot groups of {domain} are not complete in the control store")
+    shard_of = {g: routings[g.name].authority.backend.partition("/")[2] for g in found.groups}
+    return Sharding(domain, backend, found, shard_of)
+
+
+async def loads(places: Places, sharding: Sharding) -> list[Load]:
+    """What each slot group weighs now, by the shards' own estimates."""
+
+    async def weigh(group: Group) -> Load:
+        place = places.routing_of(group.name).authority
+        await places.ensure_open(place)
+        store = places.store(sharding.domain, place)
+        size = await store.size() if isinstance(store, Sized) else 0
+        return Load(group, sharding.shard_of[group], await store.estimate(), size)
+
+    return await each(sharding.map.groups, weigh)
+
+
+def groups_of_slots(sharding: Sharding, slots: str) -> list[Group]:
+    """The groups of ``0-63`` or ``0-63,128-191``. InvalidArgument unless the ranges are whole groups, each named once."""
+    chosen: list[Group] = []
+    for part in slots.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise InvalidArgument(f"{part!r} is no range of slots", hint="for example 0-63, or 0-63,128-191")
+        low, high = int(first), int(last or first)
+        inside = [g for g in sharding.map.groups if low <= g.first and g.last <= high]
+        if not inside or inside[0].first != low or inside[-1].last != high:
+            size = len(sharding.map.groups[0])
+            raise InvalidArgument(
+                f"slots {part.strip()} are not whole slot groups of {sharding.domain}",
+                hint=f"they hold {size} slots each: 0-{size - 1}, {size}-{2 * size - 1}, and so on",
+            )
+        if set(inside) & set(chosen):
+            raise InvalidArgument(f"slots {part.strip()} are named twice")
+        chosen += inside
+    return chosen
+
+
+def check_shard(sharding: Sharding, name: str) -> str:
+    """The name of a shard of this domain's backend, or InvalidArgument."""
+    if name not in sharding.backend.weights:
+        names = ", ".join(sorted(sharding.backend.weights))
+        raise InvalidArgument(f"{name!r} is no shard of backend {sharding.backend.name!r}", hint=f"one of: {names}")
+    return name
+
+
+async def unfinished(places: Places, domain: str) -> list[Migration]:
+    """Moves of this domain's groups that were begun and have not ended, oldest first."""
+    found = []
+    for migration in await places.control.migrations():
+        group = parse_group(migration.domain)
+        if group is not None and group.domain == domain and not migration.finished:
+            found.append(migration)
+    return found[::-1]
+
+
+class Mover:
+    """Moves slot groups of one domain."""
+
+    def __init__(
+        self,
+        places: Places,
+        domain: str,
+        *,
+        holder: str,
+        options: MigrateOptions | None = None,
+        parallel: int = 1,
+        purge: bool = False,
+        reporter: Reporter = _SILENT,
+        failpoints: Failpoints = _SILENT,
+    ) -> None:
+        if not 1 <= parallel <= 16:
+            raise InvalidArgument(f"parallel is {parallel}; it must be from 1 to 16")
+        self._places = places
+        self._domain = domain
+        self._holder = holder
+        self._options = replace(options or MigrateOptions(), until=Until.COMPLETE, yes=True).checked()
+        self._parallel = parallel
+        self._purge = purge
+        self._reporter = reporter
+        self._failpoints = failpoints
+        self.moved = Moved()
+
+    async def run(self, moves: Sequence[Move]) -> Moved:
+        """Finish what was begun, then make these moves; each is complete when the next of its worker begins.
+
+        Raises what a migration raises; NotFinished names the first group that could not be moved, after the others
+        under way have ended. Running it again goes on.
+        """
+        control, clock = self._places.control, self._places.clock
+        async with held_lease(control, clock, self._domain, self._holder, self._reporter.note):
+            sharding = await sharding_of(self._places, self._domain)
+            if not self._places.routing_of(self._domain).at_rest:
+                raise PreconditionFailed(
+                    f"{self._domain} is moving as a whole: the phase is {self._places.routing_of(self._domain).phase}",
+                    hint="complete, or roll back and cancel, that migration first",
+                )
+            begun = [(m.domain, m.target.backend) for m in await unfinished(self._places, self._domain)]
+            await self._all(begun)
+            names = {name for name, _ in begun}
+            planned = [
+                (m.load.group.name, member_name(sharding.backend.name, m.to))
+                for m in moves
+                if m.load.group.name not in names
+            ]
+            await self._all(planned)
+        return self.moved
+
+    async def _all(self, work: Sequence[tuple[str, str]]) -> None:
+        left = list(work)[::-1]
+        errors: list[DatalayerError] = []
+
+        async def worker() -> None:
+            while left and not errors:
+                name, to = left.pop()
+                try:
+                    await self._move(name, to)
+                except DatalayerError as error:
+                    errors.append(error)
+
+        await asyncio.gather(*(worker() for _ in range(min(self._parallel, len(left)))))
+        if errors:
+            raise errors[0]
+
+    async def _move(self, name: str, to: str) -> None:
+        group = parse_group(name)
+        assert group is not None, "only slot groups are moved here"
+        if self._places.routing_of(name).at_rest and self._places.routing_of(name).authority.backend == to:
+            return
+        coordinator = Coordinator(
+            self._places,
+            name,
+            holder=self._holder,
+            options=self._options,
+            reporter=self._reporter,
+            failpoints=self._failpoints,
+        )
+        migration = await coordinator.migrate(to)
+        if "completed" not in migration.milestones:
+            raise NotFinished(f"slots {group.slots} are not at {to!r} yet: the phase is {migration.phase}")
+        await self._note(migration)
+        if self._purge:
+            await coordinator.purge(migration.id)
+
+    async def _note(self, migration: Migration) -> None:
+        self.moved.groups.append(migration.domain)
+        holds: dict[str, Any] = await self._places.control.document(migration.id, "holds") or {"holds": []}
+        self.moved.holds_ms += [entry["ms"] for entry in holds["holds"]]
+        backfill = await self._places.control.document(migration.id, "backfill") or {"rows": 0}
+        self.moved.rows += int(backfill["rows"])
