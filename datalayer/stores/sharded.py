@@ -42,8 +42,7 @@ class ShardedBackend:
         """Nothing: a member that is down must not keep the others' data from being served."""
 
     async def close(self) -> None:
-        for member in self.members.values():
-            await member.close()
+        """Nothing: the members stand among the backends themselves."""
 
     async def ping(self, deadline: Deadline) -> None:
         await asyncio.gather(*(member.ping(deadline) for member in self.members.values()))
