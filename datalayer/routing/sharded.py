@@ -49,6 +49,7 @@ class ShardedStore:
         self.domain = domain
         self.place = place
         self.places = places
+        self._guards: dict[int, Guard] = {}
 
     # --- where things are -------------------------------------------------------------------------------------------
 
@@ -167,7 +168,9 @@ class ShardedStore:
         return reason
 
     def guard(self, attempt: int) -> Guard:
-        return ShardedGuard(self, attempt)
+        if attempt not in self._guards:
+            self._guards[attempt] = ShardedGuard(self, attempt)
+        return self._guards[attempt]
 
     # --- for the application ----------------------------------------------------------------------------------------
 
