@@ -1,7 +1,15 @@
 """Real servers without Docker, as children of the test run. See README.md."""
 
 from tests.servers.errors import InstallFailed, NotControllable, PortBusy, ServerError, StartFailed
-from tests.servers.interface import CassandraCluster, CassandraServer, PostgresServer, Server
+from tests.servers.interface import (
+    CassandraCluster,
+    CassandraServer,
+    PgBouncerServer,
+    PostgresPair,
+    PostgresReplica,
+    PostgresServer,
+    Server,
+)
 from tests.servers.servers import Servers
 
 __all__ = [
@@ -9,7 +17,10 @@ __all__ = [
     "CassandraServer",
     "InstallFailed",
     "NotControllable",
+    "PgBouncerServer",
     "PortBusy",
+    "PostgresPair",
+    "PostgresReplica",
     "PostgresServer",
     "Server",
     "ServerError",

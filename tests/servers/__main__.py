@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.servers.cassandra import install_cassandra
 from tests.servers.errors import ServerError
+from tests.servers.pgbouncer import install_pgbouncer
 from tests.servers.postgres import install_postgres
 from tests.servers.stack import run_stack
 
@@ -23,6 +24,7 @@ def main() -> int:
     try:
         if arguments.command == "install":
             print(install_postgres())
+            print(install_pgbouncer())
             print(install_cassandra().lib)
         else:
             run_stack(getattr(arguments, "toml", None))

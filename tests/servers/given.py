@@ -6,13 +6,19 @@ from urllib.parse import urlsplit
 
 from tests.servers.cassandra.keyspace import create_keyspace
 from tests.servers.errors import NotControllable
+from tests.servers.interface import PostgresServer
+from tests.servers.postgres.replica import ReplicaBySql
 from tests.servers.postgres.server import create_database
 
 POSTGRES_VARIABLE = "DATALAYER_TEST_POSTGRES_URL"
+REPLICA_VARIABLE = "DATALAYER_TEST_POSTGRES_REPLICA_URL"
+PGBOUNCER_VARIABLE = "DATALAYER_TEST_PGBOUNCER_URL"
 CASSANDRA_VARIABLE = "DATALAYER_TEST_CASSANDRA_URL"
 
 
-class _Given:
+class Given:
+    """Its address is known, and nothing else can be done to it."""
+
     controllable = False
 
     def __init__(self, url: str) -> None:
@@ -38,7 +44,7 @@ class _Given:
         raise NotControllable(f"the server at {address} was given by URL and cannot be {verb} from here")
 
 
-class GivenPostgres(_Given):
+class GivenPostgres(Given):
     """A Postgres given by URL; its user needs the right to make databases."""
 
     def create_database(self, name: str) -> str:
@@ -46,7 +52,15 @@ class GivenPostgres(_Given):
         return create_database(self.url, name)
 
 
-class GivenCassandra(_Given):
+class GivenReplica(ReplicaBySql, GivenPostgres):
+    """A streaming replica given by URL; its user needs the right to pause replay and to promote."""
+
+    def __init__(self, url: str, primary: PostgresServer) -> None:
+        super().__init__(url)
+        self.primary = primary
+
+
+class GivenCassandra(Given):
     """A Cassandra given by URL, one node or many; its keyspaces are left behind."""
 
     nodes: Sequence["GivenCassandra"] = ()
@@ -73,6 +87,20 @@ def given_postgres(first: int, count: int, *, run: str) -> list[GivenPostgres]:
         url = create_database(urls[number % len(urls)], f"datalayer_{run}_{number}")
         servers.append(GivenPostgres(url))
     return servers
+
+
+def given_replica(primary: PostgresServer) -> GivenReplica | None:
+    """The replica of the first given Postgres, or None when the environment gives no Postgres at all.
+
+    Raises:
+        NotControllable: one of the two is given without the other.
+    """
+    urls = [os.environ.get(variable) for variable in (POSTGRES_VARIABLE, REPLICA_VARIABLE)]
+    if urls[1] and urls[0]:
+        return GivenReplica(urls[1], primary)
+    if any(urls):
+        raise NotControllable(f"give {POSTGRES_VARIABLE} and {REPLICA_VARIABLE}, the replica of its first, or neither")
+    return None
 
 
 def given_cassandra() -> GivenCassandra | None:

@@ -1,7 +1,8 @@
 """What tests see of a server, wherever it runs."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 class Server(Protocol):
@@ -41,6 +42,53 @@ class PostgresServer(Server, Protocol):
 
     def create_database(self, name: str) -> str:
         """Makes an empty database and returns its URL."""
+
+
+class PostgresReplica(PostgresServer, Protocol):
+    """A streaming replica; create_database works once it is promoted."""
+
+    def url_of(self, database_url: str) -> str:
+        """The same database, read here."""
+
+    def pause_replay(self) -> None:
+        """From now on nothing new is shown here; it is received all the same."""
+
+    def resume_replay(self) -> None:
+        """Shows what has come in meanwhile; harmless when not paused."""
+
+    def lag_bytes(self) -> int:
+        """How much of the primary's log is not shown here yet."""
+
+    def await_caught_up(self) -> None:
+        """Returns when everything that the primary acknowledged before the call is shown here."""
+
+    def promote(self) -> None:
+        """Makes it a primary of its own; returns when it takes writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresPair:
+    """A cluster and its streaming replica."""
+
+    primary: PostgresServer
+    replica: PostgresReplica
+
+
+class PgBouncerServer(Server, Protocol):
+    """PgBouncer in transaction mode before every database of one server."""
+
+    @property
+    def server(self) -> PostgresServer:
+        """What stands behind it."""
+
+    def url_of(self, database_url: str) -> str:
+        """The same database through the pooler, as any client takes it."""
+
+    def library_url(self, database_url: str, *, direct: bool = False) -> str:
+        """The same as a URL of a backend: ?pgbouncer=true, and with `direct` the way past the pooler."""
+
+    def show(self, what: str) -> list[dict[str, Any]]:
+        """Rows of SHOW `what` of the admin console: pools, servers, clients, config, version."""
 
 
 class CassandraServer(Server, Protocol):

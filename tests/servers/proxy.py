@@ -44,6 +44,14 @@ class _Link:
                 writer.close()
 
 
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    if parts.hostname is None or parts.port is None:
+        message = f"{url!r} names no single host and port"
+        raise ValueError(message)
+    return parts.hostname, parts.port
+
+
 class TcpProxy:
     """Forwards a port of 127.0.0.1 to a server; passes everything on until told otherwise."""
 
@@ -65,11 +73,7 @@ class TcpProxy:
     @classmethod
     def before(cls, url: str) -> "TcpProxy":
         """A proxy in front of the server of that URL (which names one host)."""
-        parts = urlsplit(url)
-        if parts.hostname is None or parts.port is None:
-            message = f"{url!r} names no single host and port"
-            raise ValueError(message)
-        return cls(parts.hostname, parts.port)
+        return cls(*_address(url))
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +93,10 @@ class TcpProxy:
         parts = urlsplit(url)
         account, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{account}{at}{self.host}:{self.port}").geturl()
+
+    def lead_to(self, url: str) -> None:
+        """New connections go to the server of that URL, as after a change of DNS; the old ones stay."""
+        self._target = _address(url)
 
     def restore(self) -> None:
         """Passes everything on again, without latency; listens again after a cut."""

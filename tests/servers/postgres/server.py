@@ -46,6 +46,7 @@ class LocalPostgres:
         self.port = lease.port
         self.url = f"postgresql://{SUPERUSER}:{PASSWORD}@{LOOPBACK}:{lease.port}/postgres"
         self.data = folder / "data"
+        self.settings = dict(settings)
         self._install = install
         options = {"port": str(lease.port), "listen_addresses": LOOPBACK, "cluster_name": name, **settings}
         argv = [str(install.bin / "postgres"), "-D", str(self.data)]
@@ -76,7 +77,7 @@ class LocalPostgres:
             account = self._install.account
             if account:
                 os.chown(self.data.parent, account.uid, account.gid)
-            self._install.make_cluster(self.data.parent)
+            self._make_data()
         if not self.process.running:
             # All processes of the cluster are gone, and its id may by now be somebody else's, whom
             # Postgres would take for a running postmaster.
@@ -102,6 +103,9 @@ class LocalPostgres:
     def create_database(self, name: str) -> str:
         """Makes an empty database and returns its URL."""
         return create_database(self.url, name)
+
+    def _make_data(self) -> None:
+        self._install.make_cluster(self.data.parent)
 
     def _is_ready(self, pid: int) -> bool:
         # As pg_ctl does: the postmaster writes its state into line 8 of postmaster.pid.
