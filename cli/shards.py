@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from statistics import median
+from dataclasses import dataclass
+from statistics import mean, median
 from typing import Any, Final
 
 import click
@@ -16,12 +17,14 @@ from datalayer.clock import SystemClock
 from datalayer.errors import InvalidArgument, NotFinished
 from datalayer.migrators.opening import open_places
 from datalayer.migrators.options import MigrateOptions
-from datalayer.migrators.rebalance import By, Load, Move, plan_moves
+from datalayer.migrators.rebalance import By, Load, Move, check_capacity, plan_moves
 from datalayer.migrators.shards import (
+    Estimate,
     Moved,
     Mover,
     Sharding,
     check_shard,
+    estimate,
     groups_of_slots,
     loads,
     sharding_of,
@@ -30,14 +33,32 @@ from datalayer.migrators.shards import (
 from datalayer.migrators.sweep import Swept, sweep_claims
 from datalayer.routing.places import Places
 
-Chosen = tuple[Sharding, list[Load], list[Move], int]
+LOAD_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was planned: where things lie, what should move, how many moves were begun before, what it will cost."""
+
+    sharding: Sharding
+    loads: list[Load]
+    moves: list[Move]
+    begun: int
+    cost: Estimate
+
+
 Choose = Callable[[Places], Coroutine[Any, Any, Chosen]]
 _HEAD: Final = ("shard", "weight", "groups", "slots", "rows", "bytes")
 
 _domain = click.argument("domain", default="users")
 _by = click.option(
-    "--by", type=click.Choice(["rows", "bytes", "slots"]), default="rows", show_default=True, help="What to even out."
+    "--by",
+    type=click.Choice(["rows", "bytes", "load", "slots"]),
+    default="rows",
+    show_default=True,
+    help=f"What to even out; the load is watched for {LOAD_S:g} s.",
 )
+_add = click.option("--add", multiple=True, metavar="SHARD", help="Let it take a share though its weight is 0.")
 _drain = click.option("--drain", multiple=True, metavar="SHARD", help="Leave nothing there.")
 _weights = click.option("--weights", metavar="S0=2,S1=1", help="Shares, instead of those of the configuration.")
 
@@ -84,26 +105,36 @@ def list_(console: Console, domain: str) -> None:
 @command()
 @_domain
 @_by
+@_add
 @_drain
 @_weights
-def plan(console: Console, domain: str, by: By, drain: tuple[str, ...], weights: str | None) -> None:
+def plan(
+    console: Console, domain: str, by: By, add: tuple[str, ...], drain: tuple[str, ...], weights: str | None
+) -> None:
     """Show what `rebalance` would move, and change nothing."""
-    sharding, found, moves, begun = with_places(console, _choose(domain, by, drain, weights))
-    steps = [f"datalayer shards rebalance {domain}"] if moves or begun else []
-    console.result(_told(sharding, found, moves, begun), _plan_text(sharding, found, moves, begun), next_steps=steps)
+    chosen = with_places(console, _choose(domain, by, add, drain, weights))
+    steps = [f"datalayer shards rebalance {domain}"] if chosen.moves or chosen.begun else []
+    console.result(_told(chosen), _plan_text(chosen), next_steps=steps)
 
 
 @command()
 @_domain
 @_by
+@_add
 @_drain
 @_weights
 @_moving
 def rebalance(
-    console: Console, domain: str, by: By, drain: tuple[str, ...], weights: str | None, **chosen: Any
+    console: Console,
+    domain: str,
+    by: By,
+    add: tuple[str, ...],
+    drain: tuple[str, ...],
+    weights: str | None,
+    **chosen: Any,
 ) -> None:
     """Move slot groups until every shard holds its share. Killed anywhere and run again, it goes on."""
-    _carry_out(console, domain, _choose(domain, by, drain, weights), **chosen)
+    _carry_out(console, domain, _choose(domain, by, add, drain, weights), **chosen)
 
 
 @command()
@@ -113,7 +144,28 @@ def rebalance(
 @_moving
 def drain(console: Console, shard: str, domain: str, by: By, **chosen: Any) -> None:
     """Move everything away from SHARD."""
-    _carry_out(console, domain, _choose(domain, by, (shard,), None), **chosen)
+    _carry_out(console, domain, _choose(domain, by, (), (shard,), None), **chosen)
+
+
+@command()
+@click.argument("shard")
+@_domain
+@click.option("--to", "to", required=True, metavar="SHARD")
+@_by
+@_moving
+def split(console: Console, shard: str, domain: str, to: str, by: By, **chosen: Any) -> None:
+    """Move half of what SHARD holds to another; the other shards are left as they are."""
+
+    async def choose(places: Places) -> Chosen:
+        sharding = await sharding_of(places, domain)
+        if check_shard(sharding, to) == check_shard(sharding, shard):
+            raise InvalidArgument(f"{shard!r} cannot be split onto itself")
+        found = await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0)
+        mine = [load for load in found if load.shard == shard]
+        moves = plan_moves(mine, {shard: 1.0, to: 1.0}, by=by)
+        return await _chosen(places, sharding, found, moves)
+
+    _carry_out(console, domain, choose, **chosen)
 
 
 @command()
@@ -127,10 +179,10 @@ def move(console: Console, domain: str, slots: str, to: str, **chosen: Any) -> N
     async def choose(places: Places) -> Chosen:
         sharding = await sharding_of(places, domain)
         check_shard(sharding, to)
-        found = await loads(places, sharding)
         groups = set(groups_of_slots(sharding, slots))
+        found = await loads(places, sharding)
         moves = [Move(load, to) for load in found if load.group in groups and load.shard != to]
-        return sharding, found, moves, len(await unfinished(places, domain))
+        return await _chosen(places, sharding, found, moves)
 
     _carry_out(console, domain, choose, **chosen)
 
@@ -149,17 +201,25 @@ def sweep(console: Console) -> None:
     console.result(data, text)
 
 
-def _choose(domain: str, by: By, drained: Sequence[str], weights: str | None) -> Choose:
+def _choose(domain: str, by: By, added: Sequence[str], drained: Sequence[str], weights: str | None) -> Choose:
     async def choose(places: Places) -> Chosen:
         sharding = await sharding_of(places, domain)
-        for shard in drained:
+        for shard in (*drained, *added):
             check_shard(sharding, shard)
         shares = dict(sharding.backend.weights) if weights is None else _parsed(sharding, weights)
-        found = await loads(places, sharding)
+        usual = mean([share for share in shares.values() if share] or [1.0])
+        shares |= {shard: shares[shard] or usual for shard in added}
+        found = await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0)
         moves = plan_moves(found, shares, drain=drained, by=by)
-        return sharding, found, moves, len(await unfinished(places, domain))
+        return await _chosen(places, sharding, found, moves)
 
     return choose
+
+
+async def _chosen(places: Places, sharding: Sharding, found: list[Load], moves: list[Move]) -> Chosen:
+    check_capacity(found, moves, sharding.backend.capacity)
+    begun = len(await unfinished(places, sharding.domain))
+    return Chosen(sharding, found, moves, begun, await estimate(places, sharding.domain, moves))
 
 
 def _parsed(sharding: Sharding, weights: str) -> dict[str, float]:
@@ -190,13 +250,13 @@ def _carry_out(
     yes: bool,
 ) -> None:
     options = MigrateOptions(rate_rows_per_s=rate, max_hold_ms=max_hold, assume_dead=assume_dead).checked()
-    sharding, found, moves, begun = with_places(console, choose)
+    before = with_places(console, choose)
     console.way_on = [f"datalayer shards rebalance {domain} --yes"]
-    if not moves and not begun:
-        console.result(_told(sharding, found, moves, begun) | _done(Moved()), "every shard holds its share")
+    if not before.moves and not before.begun:
+        console.result(_told(before) | _done(Moved()), "there is nothing to move")
         return
-    console.say(_plan_text(sharding, found, moves, begun))
-    if not yes and not console.confirmed(f"Move {len(moves) + begun} slot group(s) now?"):
+    console.say(_plan_text(before))
+    if not yes and not console.confirmed(f"Move {len(before.moves) + before.begun} slot group(s) now?"):
         raise NotFinished("nothing was moved: the moves were not confirmed")
 
     async def work(stop: Stop) -> Moved:
@@ -213,19 +273,24 @@ def _carry_out(
                 failpoints=stop,
             )
             try:
-                return await mover.run(moves)
+                return await mover.run(before.moves)
             finally:
                 watcher.close()
 
     with moving_bulk():
         moved = run(console, work)
-    after, now, _, _ = with_places(console, choose)
-    told = _told(after, now, [], 0) | _done(moved)
+
+    async def look(places: Places) -> tuple[Sharding, list[Load]]:
+        sharding = await sharding_of(places, domain)
+        return sharding, await loads(places, sharding)
+
+    sharding, found = with_places(console, look)
+    told = {"domain": domain, "shards": _by_shard(sharding, found)} | _done(moved)
     holds = told["holds_ms"]
     text = f"{len(moved.groups)} slot groups moved, {moved.rows} rows; holds: {holds['count']}"
     if holds["count"]:
         text += f", median {holds['median']} ms, maximum {holds['maximum']} ms"
-    console.result(told, f"{text}\n{_shard_text(after, now)}")
+    console.result(told, f"{text}\n{_shard_text(sharding, found)}")
 
 
 def _done(moved: Moved) -> dict[str, Any]:
@@ -234,23 +299,19 @@ def _done(moved: Moved) -> dict[str, Any]:
     return {"moved": moved.groups, "rows_copied": moved.rows, "holds_ms": told}
 
 
-def _told(sharding: Sharding, found: Sequence[Load], moves: Sequence[Move], begun: int) -> dict[str, Any]:
+def _told(chosen: Chosen) -> dict[str, Any]:
     listed = [
-        {
-            "slots": m.load.group.slots,
-            "from": m.load.shard,
-            "to": m.to,
-            "rows": m.load.rows,
-            "bytes": m.load.size,
-        }
-        for m in moves
+        {"slots": m.load.group.slots, "from": m.load.shard, "to": m.to, "rows": m.load.rows, "bytes": m.load.size}
+        for m in chosen.moves
     ]
+    cost = chosen.cost
     return {
-        "domain": sharding.domain,
-        "unfinished_moves": begun,
+        "domain": chosen.sharding.domain,
+        "unfinished_moves": chosen.begun,
         "moves": listed,
-        "shards": _by_shard(sharding, found),
-        "shards_after": _by_shard(sharding, _after(found, moves)),
+        "estimate": {"rows": cost.rows, "bytes": cost.size, "seconds": cost.seconds, "hold_ms": cost.hold_ms},
+        "shards": _by_shard(chosen.sharding, chosen.loads),
+        "shards_after": _by_shard(chosen.sharding, _after(chosen.loads, chosen.moves)),
     }
 
 
@@ -274,17 +335,22 @@ def _shard_text(sharding: Sharding, found: Sequence[Load]) -> str:
     return table([[str(row[name]) for name in _HEAD] for row in _by_shard(sharding, found)], _HEAD)
 
 
-def _plan_text(sharding: Sharding, found: Sequence[Load], moves: Sequence[Move], begun: int) -> str:
-    lines = [_shard_text(sharding, found)]
-    if begun:
-        lines.append(f"{begun} moves were begun and will be finished first")
-    if not moves:
+def _plan_text(chosen: Chosen) -> str:
+    lines = [_shard_text(chosen.sharding, chosen.loads)]
+    if chosen.begun:
+        lines.append(f"{chosen.begun} moves were begun and will be finished first")
+    if not chosen.moves:
         return "\n".join([*lines, "no further move would even out anything"])
-    rows = sum(m.load.rows for m in moves)
-    lines.append(f"{len(moves)} slot groups would move, about {rows} rows; afterwards:")
-    lines.append(_shard_text(sharding, _after(found, moves)))
+    cost = chosen.cost
+    took = "time unknown until the first group has moved"
+    if cost.seconds is not None and cost.hold_ms is not None:
+        took = f"about {cost.seconds:.0f} s one after the other, each with a hold of about {cost.hold_ms:.0f} ms"
+    lines.append(
+        f"{len(chosen.moves)} slot groups would move, about {cost.rows} rows, {cost.size} bytes, {took}; afterwards:"
+    )
+    lines.append(_shard_text(chosen.sharding, _after(chosen.loads, chosen.moves)))
     return "\n".join(lines)
 
 
-for _one in (list_, plan, rebalance, drain, move, sweep):
+for _one in (list_, plan, rebalance, drain, split, move, sweep):
     shards.add_command(_one)

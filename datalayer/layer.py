@@ -228,7 +228,13 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
         if configured.url is None:
             members = _members(configured, clock, make_folders=make_folders)
             backends |= members
-            backends[name] = ShardedBackend(name, members, groups=configured.slot_groups, weights=configured.weights)
+            backends[name] = ShardedBackend(
+                name,
+                members,
+                groups=configured.slot_groups,
+                weights=configured.weights,
+                capacity=configured.capacity,
+            )
             continue
         if configured.replicas:
             raise ConfigurationError(

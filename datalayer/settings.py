@@ -72,6 +72,8 @@ class BackendSettings:
     """Into how many slot groups a domain's place on a sharded backend is cut when it is made."""
     weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Share of each member, relative to the others; 1 where none is given."""
+    capacity: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Bytes that a member may be planned to hold; unlimited where none is given."""
 
     @property
     def scheme(self) -> str:
@@ -222,6 +224,7 @@ def _described(backend: BackendSettings) -> dict[str, Any]:
         described = {
             "members": {name: str(url) for name, url in backend.members.items()},
             "weights": dict(backend.weights),
+            "capacity": dict(backend.capacity),
             "slot_groups": backend.slot_groups,
             **described,
         }
@@ -303,13 +306,27 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
     weights = {
         member: reader.number((*key, "weights", member), 1.0, (0.0, 1e6)) for member in reader.names(*key, "weights")
     }
+    capacity = {
+        member: reader.whole((*key, "capacity", member), 0, (1, 1 << 60)) for member in reader.names(*key, "capacity")
+    }
     if not reader.faulty(key):
         _check_backend(reader, key, url, members, replicas)
         _check_shards(reader, key, members, slot_groups, weights)
+        for member in capacity:
+            if member not in members:
+                reader.fault((*key, "capacity", member), "is no member of this backend", choice(member, members))
     if reader.faulty(key):
         return None
-    members_, weights_ = MappingProxyType(members), MappingProxyType(weights)
-    return BackendSettings(name, url, members_, replicas, pool_max, slot_groups, weights_)
+    return BackendSettings(
+        name,
+        url,
+        MappingProxyType(members),
+        replicas,
+        pool_max,
+        slot_groups,
+        MappingProxyType(weights),
+        MappingProxyType(capacity),
+    )
 
 
 def _check_shards(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from datalayer.routing.shards import Group
 
-By = Literal["rows", "bytes", "slots"]
+By = Literal["rows", "bytes", "load", "slots"]
 LEAST_GAIN: Final = 1e-9
 
 
@@ -32,6 +32,8 @@ class Load:
     rows: int
     size: int = 0
     """Bytes on the disk; 0 where the product does not tell."""
+    calls: float = 0.0
+    """Statements a second that read or changed it; 0 where the product does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,17 @@ class Move:
 
 
 def plan_moves(
-    loads: Sequence[Load], weights: Mapping[str, float], *, drain: Collection[str] = (), by: By = "rows"
+    loads: Sequence[Load],
+    weights: Mapping[str, float],
+    *,
+    drain: Collection[str] = (),
+    by: By = "rows",
+    capacity: Mapping[str, int] | None = None,
 ) -> list[Move]:
-    """The moves that bring every shard to its share. PreconditionFailed when nothing is left to hold the data."""
+    """The moves that bring every shard to its share.
+
+    PreconditionFailed when nothing is left to hold the data, or a shard would hold more bytes than its ``capacity``.
+    """
     shares = {shard: 0.0 if shard in drain else weight for shard, weight in weights.items()}
     whole = sum(shares.values())
     if not whole:
@@ -66,7 +76,23 @@ def plan_moves(
         over[load.shard] -= cost[load.group]
         over[to] += cost[load.group]
         moves.append(Move(load, to))
+    check_capacity(loads, moves, capacity or {})
     return moves
+
+
+def check_capacity(loads: Sequence[Load], moves: Sequence[Move], capacity: Mapping[str, int]) -> None:
+    """PreconditionFailed naming the shard that the moves would fill beyond its capacity."""
+    gains: dict[str, int] = defaultdict(int)
+    for move in moves:
+        gains[move.to] += move.load.size
+    for shard, gain in sorted(gains.items()):
+        # What leaves a shard is dropped only when it is purged: it takes room until then.
+        held = sum(load.size for load in loads if load.shard == shard)
+        if shard in capacity and held + gain > capacity[shard]:
+            raise PreconditionFailed(
+                f"shard {shard!r} would hold {held + gain:,} bytes; its capacity is {capacity[shard]:,}",
+                hint="add a shard, drain fewer, or raise its capacity in the configuration",
+            )
 
 
 def _best(
@@ -96,6 +122,8 @@ def _costs(loads: Sequence[Load], by: By) -> dict[Group, float]:
         found = {load.group: float(load.rows) for load in loads}
     elif by == "bytes":
         found = {load.group: float(load.size) for load in loads}
+    elif by == "load":
+        found = {load.group: load.calls for load in loads}
     else:
         found = {load.group: float(len(load.group)) for load in loads}
     if not any(found.values()):

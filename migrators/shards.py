@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import DatalayerError, InvalidArgument, NotFinished, PreconditionFailed
@@ -73,17 +74,67 @@ async def sharding_of(places: Places, domain: str) -> Sharding:
     return Sharding(domain, backend, found, shard_of)
 
 
-async def loads(places: Places, sharding: Sharding) -> list[Load]:
-    """What each slot group weighs now, by the shards' own estimates."""
+async def loads(places: Places, sharding: Sharding, *, watch_s: float = 0.0) -> list[Load]:
+    """What each slot group weighs now, by the shards' own estimates; with ``watch_s`` also how much it is used, as seen
+    for that many seconds.
+    """
 
     async def weigh(group: Group) -> Load:
-        place = places.routing_of(group.name).authority
-        await places.ensure_open(place)
-        store = places.store(sharding.domain, place)
+        store = await at(group)
         size = await store.size() if isinstance(store, Sized) else 0
         return Load(group, sharding.shard_of[group], await store.estimate(), size)
 
-    return await each(sharding.map.groups, weigh)
+    async def at(group: Group) -> Any:
+        place = places.routing_of(group.name).authority
+        await places.ensure_open(place)
+        return places.store(sharding.domain, place)
+
+    async def calls(group: Group) -> int:
+        store = await at(group)
+        return await store.calls() if isinstance(store, Sized) else 0
+
+    groups = sharding.map.groups
+    if not watch_s:
+        return await each(groups, weigh)
+    before, began = await each(groups, calls), places.clock.monotonic()
+    await asyncio.sleep(watch_s)
+    after, seconds = await each(groups, calls), places.clock.monotonic() - began
+    found = await each(groups, weigh)
+    return [
+        replace(load, calls=max(0, last - first) / seconds)
+        for load, first, last in zip(found, before, after, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What moves will cost, going by the moves of this domain's groups so far; None before the first."""
+
+    rows: int
+    size: int
+    seconds: float | None
+    hold_ms: float | None
+
+
+async def estimate(places: Places, domain: str, moves: Sequence[Move], parallel: int = 1) -> Estimate:
+    """Rows and bytes of the moves; time and hold of each by the medians of up to 50 completed ones."""
+    took: list[float] = []
+    rates: list[float] = []
+    holds: list[float] = []
+    for migration in await places.control.migrations():
+        group = parse_group(migration.domain)
+        if group is None or group.domain != domain or "completed" not in migration.milestones or len(took) == 50:
+            continue
+        copied = await places.control.document(migration.id, "backfill") or {"rows": 0, "seconds": 0}
+        held = await places.control.document(migration.id, "holds") or {"holds": []}
+        took.append((migration.updated_us - migration.started_us) / 1e6 - copied["seconds"])
+        rates.append(copied["rows"] / max(copied["seconds"], 1e-3))
+        holds += [entry["ms"] for entry in held["holds"]]
+    rows, size = sum(m.load.rows for m in moves), sum(m.load.size for m in moves)
+    if not took or not holds:
+        return Estimate(rows, size, None, None)
+    seconds = len(moves) * median(took) + rows / max(median(rates), 1.0)
+    return Estimate(rows, size, seconds / parallel, median(holds))
 
 
 def groups_of_slots(sharding: Sharding, slots: str) -> list[Group]:

@@ -17,6 +17,7 @@ _KNOWN: Final[tuple[Key, ...]] = (
     ("backends", _ANY, "pool_max"),
     ("backends", _ANY, "members", _ANY),
     ("backends", _ANY, "weights", _ANY),
+    ("backends", _ANY, "capacity", _ANY),
     ("backends", _ANY, "slot_groups"),
     ("routes", _ANY),
     ("control", "url"),

@@ -260,6 +260,10 @@ class Sized(Protocol):
         """Bytes on the disk, indexes included."""
         ...
 
+    async def calls(self) -> int:
+        """How many scans and changes of rows there have been so far; differences tell the load, the number nothing."""
+        ...
+
 
 @runtime_checkable
 class Transactional(Protocol):

@@ -28,7 +28,13 @@ class ShardedBackend:
     authority_class: AuthorityClass = "transactional"
 
     def __init__(
-        self, name: str, members: Mapping[str, Backend], *, groups: int, weights: Mapping[str, float] | None = None
+        self,
+        name: str,
+        members: Mapping[str, Backend],
+        *,
+        groups: int,
+        weights: Mapping[str, float] | None = None,
+        capacity: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self.members = dict(members)
@@ -37,6 +43,8 @@ class ShardedBackend:
         shards = (full.partition("/")[2] for full in members)
         self.weights = {shard: (weights or {}).get(shard, 1.0) for shard in shards}
         """Share of each shard, by its short name."""
+        self.capacity = dict(capacity or {})
+        """Bytes that a shard may be planned to hold, where that is limited."""
 
     async def open(self) -> None:
         """Nothing: a member that is down must not keep the others' data from being served."""

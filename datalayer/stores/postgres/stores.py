@@ -37,6 +37,15 @@ class _Sized(SqlStore):
         )
         return int(rows[0][0])
 
+    async def calls(self) -> int:
+        names = [relation.table.name for relation in self.relations.values()]
+        rows = await self.db.fetch(
+            "SELECT coalesce(sum(coalesce(idx_scan, 0) + seq_scan + n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint "
+            "FROM pg_stat_user_tables WHERE relid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n)",
+            (names,),
+        )
+        return int(rows[0][0])
+
 
 class PostgresMessages(SqlMessages, _Sized):
     """Messages; ``scan`` has the server put the key together and takes uuids as bytes."""
