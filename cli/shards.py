@@ -286,6 +286,8 @@ def _carry_out(
 
     sharding, found = with_places(console, look)
     told = {"domain": domain, "shards": _by_shard(sharding, found)} | _done(moved)
+    for name in sorted({load.shard for load in found if not sharding.backend.weights.get(load.shard)}):
+        console.say(f"{name} has weight 0 in the configuration: unless it gets one, the next rebalance empties it")
     holds = told["holds_ms"]
     text = f"{len(moved.groups)} slot groups moved, {moved.rows} rows; holds: {holds['count']}"
     if holds["count"]:
