@@ -109,7 +109,7 @@ def list_(console: Console, domain: str) -> None:
 @_drain
 @_weights
 def plan(
-    console: Console, domain: str, by: By, add: tuple[str, ...], drain: tuple[str, ...], weights: str | None
+    console: Console, /, domain: str, *, by: By, add: tuple[str, ...], drain: tuple[str, ...], weights: str | None
 ) -> None:
     """Show what `rebalance` would move, and change nothing."""
     chosen = with_places(console, _choose(domain, by, add, drain, weights))
@@ -126,7 +126,9 @@ def plan(
 @_moving
 def rebalance(
     console: Console,
+    /,
     domain: str,
+    *,
     by: By,
     add: tuple[str, ...],
     drain: tuple[str, ...],

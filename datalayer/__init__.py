@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from datalayer.layer import DataLayer, LayerOptions
     from datalayer.settings import Settings, load_settings
-    from datalayer.types import Message, Page, User
+    from datalayer.types import Count, Message, Page, User
 
 _HOME = {
     "DataLayer": "layer",
@@ -30,6 +30,7 @@ _HOME = {
     "Settings": "settings",
     "load_settings": "settings",
     "Message": "types",
+    "Count": "types",
     "Page": "types",
     "User": "types",
 }
@@ -38,6 +39,7 @@ __all__ = [
     "AlreadyExists",
     "ConfigurationError",
     "Conflict",
+    "Count",
     "DataLayer",
     "DatalayerError",
     "DeadlineExceeded",

@@ -85,3 +85,13 @@ class Page(Generic[T]):
 
     items: tuple[T, ...]
     next_cursor: str | None = None
+    missing: tuple[str, ...] = ()
+    """Shards that did not answer, where a partial answer was asked for: their part is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many there are; ``missing`` as of a page."""
+
+    total: int
+    missing: tuple[str, ...] = ()

@@ -10,7 +10,8 @@ from datalayer.errors import InvalidArgument
 from datalayer.ids import check_id
 from datalayer.repositories.arguments import as_attributes, as_ids, as_limit, as_uuid, deadline_of
 from datalayer.repositories.cursor import decode_cursor, encode_cursor
-from datalayer.types import Page, User
+from datalayer.stores.base import Scattered
+from datalayer.types import Count, Page, User
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -131,16 +132,40 @@ class Users:
         """The user of an e-mail address, compared without case and Unicode form."""
         return await self._by_claim("email", email, self._deadline(timeout))
 
-    async def list(self, *, limit: int = 50, cursor: str | None = None, timeout: float | None = None) -> Page[User]:
-        """A page of all users by id (oldest first), deleted ones left out."""
+    async def list(
+        self, *, limit: int = 50, cursor: str | None = None, partial: bool = False, timeout: float | None = None
+    ) -> Page[User]:
+        """A page of all users by id (oldest first), deleted ones left out.
+
+        On shards, one that is down is an error (Unavailable); with ``partial`` its users are left out and the page
+        names it in ``missing``.
+        """
         size = as_limit(limit)
         after = None if cursor is None else decode_cursor(cursor, "users.list", ())
+        missing: set[str] | None = set() if partial else None
 
         def call(store: UserReads, deadline: Deadline) -> Any:
+            if isinstance(store, Scattered):
+                return store.page_of(size, deadline, after=after, missing=missing)
             return store.page(size, deadline, after=after)
 
         items: list[User] = await self._router.read(None, call, self._deadline(timeout))
-        return Page(tuple(items), encode_cursor(items[-1].id, "users.list", ()) if len(items) == size else None)
+        cursor = encode_cursor(items[-1].id, "users.list", ()) if len(items) == size else None
+        return Page(tuple(items), cursor, tuple(sorted(missing or ())))
+
+    async def count(self, *, partial: bool = False, timeout: float | None = None) -> Count:
+        """How many users there are that are not deleted: exact, and as slow as counting them is. ``partial`` as in
+        ``list``.
+        """
+        missing: set[str] | None = set() if partial else None
+
+        def call(store: UserReads, deadline: Deadline) -> Any:
+            if isinstance(store, Scattered):
+                return store.count_of(deadline, missing=missing)
+            return store.count(deadline)
+
+        total: int = await self._router.read(None, call, self._deadline(timeout))
+        return Count(total, tuple(sorted(missing or ())))
 
     async def _get(self, user_id: UUID, deadline: Deadline) -> User | None:
         def call(store: UserReads, deadline: Deadline) -> Any:

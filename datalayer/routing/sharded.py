@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import Swap
-from datalayer.errors import CrossShardError, Quarantine, SchemaBehind, StaleRoute
+from datalayer.errors import CrossShardError, Quarantine, SchemaBehind, StaleRoute, Unavailable
 from datalayer.routing.claims import ClaimingWriter
 from datalayer.routing.route import Place
 from datalayer.routing.shardguard import ShardedGuard
@@ -262,39 +262,64 @@ class ShardedUsers(ShardedStore):
         return found
 
     async def page(self, limit: int, deadline: Deadline, *, after: UUID | None = None) -> list[User]:
+        return await self.page_of(limit, deadline, after=after, missing=None)
+
+    async def count(self, deadline: Deadline) -> int:
+        return await self.count_of(deadline, missing=None)
+
+    async def page_of(
+        self, limit: int, deadline: Deadline, *, after: UUID | None, missing: set[str] | None
+    ) -> list[User]:
         """The k-way merge of the groups' pages. Each is asked for its share and some more; one that runs dry is asked
         again before anything beyond its last user is returned.
         """
         groups = self.map.groups
         share = min(limit, 2 * limit // len(groups) + 8)
 
-        async def page(router: Router, after: UUID | None) -> list[User]:
+        async def page(group: Group, after: UUID | None) -> list[User]:
             def call(store: Any, deadline: Deadline) -> Any:
                 return store.page(share, deadline, after=after)
 
-            found: list[User] = await router.read(None, call, deadline)
+            found: list[User] = await self._read_all(group, call, deadline, missing, default=[])
             return found
 
-        async def begin(group: Group) -> tuple[Router, list[User]]:
-            router = self.places.group_routers[group.name]
-            return router, await page(router, after)
+        async def begin(group: Group) -> list[User]:
+            return await page(group, after)
 
-        heap = []
-        for number, (router, users) in enumerate(await each(groups, begin)):
-            if users:
-                heap.append((users[0].id, number, 0, users, router))
+        heap = [(users[0].id, number, 0, users) for number, users in enumerate(await each(groups, begin)) if users]
         heapq.heapify(heap)
         merged: list[User] = []
         while heap and len(merged) < limit:
-            _, number, at, users, router = heap[0]
+            _, number, at, users = heap[0]
             merged.append(users[at])
             if at + 1 == len(users):
-                users, at = (await page(router, users[at].id), -1) if len(users) == share else ([], -1)
+                users, at = (await page(groups[number], users[at].id), -1) if len(users) == share else ([], -1)
             if at + 1 < len(users):
-                heapq.heapreplace(heap, (users[at + 1].id, number, at + 1, users, router))
+                heapq.heapreplace(heap, (users[at + 1].id, number, at + 1, users))
             else:
                 heapq.heappop(heap)
         return merged
+
+    async def count_of(self, deadline: Deadline, *, missing: set[str] | None) -> int:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.count(deadline)
+
+        async def count(group: Group) -> int:
+            return int(await self._read_all(group, call, deadline, missing, default=0))
+
+        return sum(await each(self.map.groups, count))
+
+    async def _read_all(
+        self, group: Group, call: Any, deadline: Deadline, missing: set[str] | None, default: Any
+    ) -> Any:
+        """A read of everything that a group holds."""
+        try:
+            return await self.places.group_routers[group.name].read(None, call, deadline)
+        except Unavailable:
+            if missing is None or deadline.passed:
+                raise
+            missing.add(self.places.routing_of(group.name).authority.backend)
+            return default
 
 
 class RoutedRecords:

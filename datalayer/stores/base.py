@@ -251,6 +251,25 @@ class UserReads(Protocol):
         """Live users by id, ascending, beyond ``after``."""
         ...
 
+    async def count(self, deadline: Deadline) -> int:
+        """How many live users there are, counted."""
+        ...
+
+
+@runtime_checkable
+class Scattered(Protocol):
+    """Users over several databases, of which some may be down."""
+
+    async def page_of(
+        self, limit: int, deadline: Deadline, *, after: UUID | None, missing: set[str] | None
+    ) -> list[User]:
+        """As ``page``; shards that do not answer are entered in ``missing`` and left out, unless it is None."""
+        ...
+
+    async def count_of(self, deadline: Deadline, *, missing: set[str] | None) -> int:
+        """As ``count``, likewise."""
+        ...
+
 
 @runtime_checkable
 class Sized(Protocol):

@@ -18,6 +18,7 @@ from datalayer.migrators.options import MigrateOptions, Silent
 from datalayer.migrators.rebalance import Move
 from datalayer.migrators.shards import Mover, groups_of_slots, loads, sharding_of
 from datalayer.settings import load_settings
+from datalayer.types import Count
 from tests.unit.cli_world import SECRET, World
 
 GROUPS = 8
@@ -266,8 +267,13 @@ def test_one_shard_that_is_down_keeps_only_its_own_users_from_being_served(world
                 served += await layer.users.get_by_username(f"user{number}") is not None
             except Unavailable:
                 down += 1
-        with pytest.raises(Unavailable):
-            await layer.users.list()
+        for whole in (layer.users.list(limit=100), layer.users.count()):
+            with pytest.raises(Unavailable):
+                await whole
+        page = await layer.users.list(limit=100, partial=True)
+        assert page.missing == ("shards/s1",)
+        assert await layer.users.count(partial=True) == Count(len(page.items), ("shards/s1",))
+        assert 0 < len(page.items) < 40
         return served, down
 
     served, down = with_layer(world, look)

@@ -66,7 +66,7 @@ def test_it_goes_by_what_is_asked_for() -> None:
     stay = {
         by: {load.group.first for load in loads} - {m.load.group.first for m in plan_moves(loads, weights, by=by)}
         for by in ("rows", "bytes", "load")
-    }  # type: ignore[arg-type]
+    }
     heavy = {"rows": groups[0].first, "bytes": groups[1].first, "load": groups[2].first}
     for by, first in heavy.items():
         alone = stay[by] == {first} or first not in stay[by]

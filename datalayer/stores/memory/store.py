@@ -178,6 +178,12 @@ class MemoryUsers(MemoryPort):
 
         return await self._call("page", effect, deadline, write=False)
 
+    async def count(self, deadline: Deadline) -> int:
+        def effect() -> int:
+            return sum(kind == "user" and not record.deleted for (kind, _), record in self._table().records.items())
+
+        return await self._call("count", effect, deadline, write=False)
+
 
 class _Transactions(MemoryPort):
     """What a transactional server adds to a store."""

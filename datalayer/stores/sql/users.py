@@ -78,6 +78,9 @@ class SqlUsers(SqlStore):
         start = self._uuid(NIL if after is None else after)
         return [self._user(row) for row in await self.db.fetch(self._sql.page, (start, limit), deadline=deadline)]
 
+    async def count(self, deadline: Deadline) -> int:
+        return int((await self.db.fetch(self._sql.count, (), deadline=deadline))[0][0])
+
     # --- mutations -------------------------------------------------------------------------------------------------
 
     async def execute(self, mutation: UserMutation | Swap, deadline: Deadline) -> Executed:
@@ -191,6 +194,8 @@ class UserStatements:
         after = sa.bindparam("after", type_=users.c.id.type)
         page = sa.select(*columns).where(users.c.id > after, sa.not_(users.c.deleted)).order_by(users.c.id)
         self.page = statement(dialect, limited(dialect, page), "after", "limit").sql
+        live = sa.select(sa.func.count()).select_from(users).where(sa.not_(users.c.deleted))
+        self.count = statement(dialect, live).sql
         create = insert(dialect, users).values(values_of(USER_COLUMNS)).on_conflict_do_nothing()
         self.create = statement(dialect, create.returning(users.c.version), *USER_COLUMNS).sql
         rest = USER_COLUMNS[1:]

@@ -235,6 +235,7 @@ class UserReadsSuite:
                     break
             assert [user.id for user in met] == live
             assert await store.page(limit, fixture.deadline(), after=live[-1]) == []
+        assert await store.count(fixture.deadline()) == len(live)
 
     async def test_reads_past_their_deadline_say_so(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.place("users"), Maker(fixture)
