@@ -53,6 +53,7 @@ class Op(IntEnum):
     DELETE = 3
     GET = 4
     HISTORY = 5
+    LOOK_UP = 6
 
     @property
     def writes(self) -> bool:
@@ -85,7 +86,7 @@ _OPS: Final = {int(op): op for op in Op}
 
 
 class Event(NamedTuple):
-    """One record. ``process`` is the file it stands in; ``text`` the class of an error or what was torn."""
+    """One record. ``process`` is the file it stands in; ``text`` the class of an error, what was torn, or a note."""
 
     process: str
     kind: Kind
@@ -115,12 +116,16 @@ class Ticket(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One message as a read showed it; ``torn`` says what did not match, else it is empty."""
+    """One message as a read showed it; ``torn`` says what did not match, else it is empty.
+
+    ``note``: up to 32 ASCII characters of a workload's own about what is stored; kept unless it is torn.
+    """
 
     key: bytes
     version: int
     token: bytes
     torn: str = ""
+    note: str = ""
 
 
 class Ledger:
@@ -146,33 +151,42 @@ class Ledger:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def begin(self, op: Op, key: bytes, token: bytes = NO_TOKEN) -> Ticket:
-        """A write is about to be called: on return this is on record, whatever happens to the process."""
-        ticket = self.look(op, key, token=token)
-        self._write(_record(ticket, Kind.BEGIN, self._flags, ticket.began_ns))
+    def begin(self, op: Op, key: bytes, token: bytes = NO_TOKEN, *, expected: int = 0, note: str = "") -> Ticket:
+        """A write is about to be called: on return this is on record, whatever happens to the process.
+
+        ``expected``: the version that a compare-and-set names.
+        """
+        ticket = self.look(op, key, expected, token)
+        self._write(_record(ticket, Kind.BEGIN, self._flags, ticket.began_ns, text=note))
         return ticket
 
-    def acknowledge(self, ticket: Ticket, version: int, token: bytes | None = None, *, absent: bool = False) -> None:
+    def acknowledge(
+        self, ticket: Ticket, version: int, token: bytes | None = None, *, absent: bool = False, note: str = ""
+    ) -> None:
         """The write returned, with the version it (or, for a repeated append, the stored message) has."""
         at = time.monotonic_ns()
         flags = self._flags | (Flag.ABSENT if absent else Flag.NONE)
         seen = ticket._replace(token=ticket.token if token is None else token)
-        self._write(_record(seen, Kind.ACK, flags, at, version=version, outcome=Outcome.APPLIED))
+        self._write(_record(seen, Kind.ACK, flags, at, version=version, outcome=Outcome.APPLIED, text=note))
 
-    def fail(self, ticket: Ticket, error: BaseException) -> None:
-        """The call raised. What is no error of the data layer has an unknown outcome and is not retryable."""
+    def fail(self, ticket: Ticket, error: BaseException, *, what: str = "") -> None:
+        """The call raised. What is no error of the data layer has an unknown outcome and is not retryable.
+
+        ``what`` is recorded behind the error's class.
+        """
         at = time.monotonic_ns()
         known = isinstance(error, DatalayerError)
         outcome = error.outcome if isinstance(error, DatalayerError) else Outcome.UNKNOWN
         flags = self._flags | (Flag.RETRYABLE if known and getattr(error, "retryable", False) else Flag.NONE)
-        self._write(_record(ticket, Kind.FAIL, flags, at, outcome=outcome, text=type(error).__name__))
+        self._write(_record(ticket, Kind.FAIL, flags, at, outcome=outcome, text=type(error).__name__ + what))
 
     def baseline(self, found: Seen) -> None:
         """A message that was there before the workload; it counts as written and acknowledged now."""
-        ticket = self.begin(Op.APPEND, found.key, found.token)
+        ticket = self.begin(Op.APPEND, found.key, found.token, note=found.note)
         flags = self._flags | Flag.BASELINE
         at = time.monotonic_ns()
-        self._write(_record(ticket, Kind.ACK, flags, at, version=found.version, outcome=Outcome.APPLIED))
+        outcome = Outcome.APPLIED
+        self._write(_record(ticket, Kind.ACK, flags, at, version=found.version, outcome=outcome, text=found.note))
 
     def look(self, op: Op, key: bytes, expected: int = 0, token: bytes = NO_TOKEN) -> Ticket:
         """A read is about to be called; ``expected`` = the version known as acknowledged before (0: none)."""
@@ -183,6 +197,20 @@ class Ledger:
         """The read of one key returned this message, or none."""
         at = time.monotonic_ns()
         self._write(self._read_record(ticket, seen, at))
+
+    def found(self, ticket: Ticket, seen: Seen | None) -> None:
+        """The look-up by another value than the key (``ticket.key`` names it) returned this one, or none.
+
+        Two records: whose key was found stands in the token of the first, what it showed in the second.
+        """
+        at = time.monotonic_ns()
+        if seen is None:
+            self._write(_record(ticket, Kind.READ, self._flags | Flag.ABSENT, at))
+            return
+        head = ticket._replace(token=seen.key[16:])
+        self._write(
+            _record(head, Kind.READ, self._flags, at, version=seen.version) + self._item_record(ticket, seen, at)
+        )
 
     def saw_many(self, ticket: Ticket, keys: Iterable[bytes], seen: Sequence[Seen]) -> None:
         """The read of many keys returned these messages; the keys without one showed none."""
@@ -208,12 +236,12 @@ class Ledger:
             return _record(ticket, Kind.READ, self._flags | Flag.ABSENT, at)
         flags = self._flags | (Flag.TORN if seen.torn else Flag.NONE)
         shown = ticket._replace(token=seen.token)
-        return _record(shown, Kind.READ, flags, at, version=seen.version, text=seen.torn)
+        return _record(shown, Kind.READ, flags, at, version=seen.version, text=seen.torn or seen.note)
 
     def _item_record(self, ticket: Ticket, seen: Seen, at: int) -> bytes:
         flags = self._flags | (Flag.TORN if seen.torn else Flag.NONE)
         shown = ticket._replace(key=seen.key, token=seen.token)
-        return _record(shown, Kind.ITEM, flags, at, version=seen.version, text=seen.torn)
+        return _record(shown, Kind.ITEM, flags, at, version=seen.version, text=seen.torn or seen.note)
 
     def _write(self, data: bytes) -> None:
         while data:

@@ -97,6 +97,28 @@ class Pace:
     tasks: int
 
 
+class Turns:
+    """When the next call of a process is due: its tasks take turns at one rate."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._due = time.monotonic()
+
+    async def next(self, stop: asyncio.Event) -> None:
+        """Return when it is time for a call, or to stop."""
+        if self._rate <= 0:
+            await asyncio.sleep(0)
+            return
+        now = time.monotonic()
+        # A process that was held up does not make up for more than a moment of it.
+        self._due = max(self._due + 1 / self._rate, now - 0.05)
+        if self._due > now:
+            try:
+                await asyncio.wait_for(stop.wait(), self._due - now)
+            except TimeoutError:
+                return
+
+
 class Workload:
     """The calls of one process. ``counts`` tells them by name, errors by class."""
 
@@ -120,33 +142,19 @@ class Workload:
         self._rng = rng
         self._ids = IdSource(SystemClock(), rng.getrandbits)
         self._number = 0
-        self._due = 0.0
 
     async def run(self, stop: asyncio.Event, pace: Pace) -> None:
         """Work until told to stop; calls on their way then are awaited."""
-        self._due = time.monotonic()
+        turns = Turns(pace.rate)
         async with asyncio.TaskGroup() as group:
             for _ in range(pace.tasks):
-                group.create_task(self._work(stop, pace.rate))
+                group.create_task(self._work(stop, turns))
 
-    async def _work(self, stop: asyncio.Event, rate: float) -> None:
+    async def _work(self, stop: asyncio.Event, turns: Turns) -> None:
         while not stop.is_set():
-            await self._turn(stop, rate)
+            await turns.next(stop)
             self._board.refresh()
             await self.step(self._rng.choices(self._ops, self._weights)[0])
-
-    async def _turn(self, stop: asyncio.Event, rate: float) -> None:
-        if rate <= 0:
-            await asyncio.sleep(0)
-            return
-        now = time.monotonic()
-        # A process that was held up does not make up for more than a moment of it.
-        self._due = max(self._due + 1 / rate, now - 0.05)
-        if self._due > now:
-            try:
-                await asyncio.wait_for(stop.wait(), self._due - now)
-            except TimeoutError:
-                return
 
     async def step(self, op: Op) -> None:
         """One call, and its record."""
@@ -359,13 +367,13 @@ async def run(options: argparse.Namespace, layer: DataLayer) -> Counter[str]:
     rooms = Rooms(options.seed, options.messages)
     board = Board(options.ledger, own=options.name)
     board.refresh()
-    _say({"ready": options.name, "pid": os.getpid()})
+    say({"ready": options.name, "pid": os.getpid()})
     try:
         if options.preload:
             store = layer.router("messages").route.authority
             return Counter(append=await preload(store, ledger, rooms, rng))
         workload = Workload(layer.messages, ledger, board, rooms, mix=parse_mix(options.mix), rng=rng)
-        stop = _stop_at_end_of_input(options.seconds)
+        stop = stop_at_end_of_input(options.seconds)
         await workload.run(stop, Pace(options.rate, options.tasks))
         return workload.counts
     finally:
@@ -373,7 +381,8 @@ async def run(options: argparse.Namespace, layer: DataLayer) -> Counter[str]:
         ledger.close()
 
 
-def _stop_at_end_of_input(seconds: float) -> asyncio.Event:
+def stop_at_end_of_input(seconds: float) -> asyncio.Event:
+    """An event that is set when the process's standard input ends, or after so many seconds."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     if seconds != float("inf"):
         loop.call_later(seconds, stop.set)
@@ -390,7 +399,8 @@ def _stop_at_end_of_input(seconds: float) -> asyncio.Event:
     return stop
 
 
-def _say(told: dict[str, Any]) -> None:
+def say(told: dict[str, Any]) -> None:
+    """One line of JSON on stdout."""
     print(json.dumps(told), flush=True)  # noqa: T201 - the process's one way to speak
 
 
@@ -406,7 +416,7 @@ async def _main(options: argparse.Namespace) -> None:
     else:
         opened = DataLayer.open(options.config, options=LayerOptions(name=options.name))
     async with opened as layer:
-        _say({"name": options.name, "counts": dict(await run(options, layer))})
+        say({"name": options.name, "counts": dict(await run(options, layer))})
 
 
 if __name__ == "__main__":
