@@ -7,6 +7,7 @@ with an open group can no longer be finished.
 
 from __future__ import annotations
 
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from datalayer.routing.shards import Group
@@ -130,10 +131,9 @@ class ShardedJournal:
         def act(_: Group, journal: Any) -> Any:
             return journal.pending(limit, part=part)
 
-        found: list[Record] = []
-        for records in await self._each(self._guard.groups(), act):
-            found += records
-        return found[:limit]
+        # In turn: cut off after the first groups, the others' keys would wait for as long as those are busy.
+        rows = zip_longest(*await self._each(self._guard.groups(), act))
+        return list(islice((record for row in rows for record in row if record is not None), limit))
 
     async def settle(self, seen: Sequence[Record]) -> None:
         parts = self._guard.store.by_group(seen, lambda record: record.key)
@@ -143,13 +143,12 @@ class ShardedJournal:
         return int(sum(await self._each(self._guard.groups(), lambda _, journal: journal.backlog())))
 
     async def dirty(self, routings: Sequence[bytes], keys: Sequence[Key] | None = None) -> bool:
-        parts = self._guard.store.by_group(routings, lambda routing: routing)
-        named = None if keys is None else self._guard.store.by_group(keys, lambda key: key[1])
-
-        def act(group: Group, journal: Any) -> Any:
-            return journal.dirty(parts[group], None if named is None else named.get(group, []))
-
-        return any(await self._each(parts, act))
+        by_group = self._guard.store.by_group
+        if keys is not None:
+            named = by_group(keys, lambda key: key[1])
+            return any(await self._each(named, lambda group, journal: journal.dirty((), named[group])))
+        parts = by_group(routings, lambda routing: routing)
+        return any(await self._each(parts, lambda group, journal: journal.dirty(parts[group])))
 
     async def foreign_writers(self) -> list[str]:
         found = await self._each(self._guard.groups(), lambda _, journal: journal.foreign_writers())

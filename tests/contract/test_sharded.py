@@ -1,0 +1,183 @@
+"""Every suite on slot groups over several members, in memory and in SQLite files."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datalayer.clock import SystemClock
+from datalayer.control.memory_server import MemoryControlServer
+from datalayer.domains.record import Key, Record
+from datalayer.settings import BackendUrl
+from datalayer.stores.base import Backend
+from datalayer.stores.memory import MemoryBackend, MemoryServer
+from datalayer.stores.sqlite.backend import create_backend
+from datalayer.testing.contract import (
+    MessageExecuteSuite,
+    MessageReadsSuite,
+    PortSuite,
+    StoreFixture,
+    UserExecuteSuite,
+    UserReadsSuite,
+)
+from tests.conftest import TIER
+from tests.contract.plain_sql import Statement, deletion, upsert
+from tests.contract.sharded_place import ShardedClient, place_of
+from tests.contract.sharded_suites import ShardedMessageGuardSuite, ShardedUserGuardSuite
+
+
+class _MemoryProgram:
+    """A program that writes the servers' tables without a client."""
+
+    name = "psql"
+
+    def __init__(self, servers: dict[str, MemoryServer]) -> None:
+        self._servers = servers
+
+    async def upsert(self, store: Any, record: Record) -> None:
+        place = place_of(store, record.ident)
+        server = self._servers[place.backend.partition("/")[2]]
+        server.foreign_write((store.domain, place.attempt), record, program=self.name)
+
+    async def delete(self, store: Any, key: Key) -> None:
+        place = place_of(store, key)
+        server = self._servers[place.backend.partition("/")[2]]
+        server.foreign_delete((store.domain, place.attempt), key, program=self.name)
+
+
+class _Memory:
+    @pytest.fixture
+    async def fixture(self, seed: int) -> AsyncIterator[StoreFixture]:
+        clock = SystemClock()
+        control = MemoryControlServer("control", clock)
+        servers = {name: MemoryServer(name, clock) for name in ("s0", "s1", "s2")}
+
+        async def connect() -> Backend:
+            members = {name: MemoryBackend(server) for name, server in servers.items()}
+            client = ShardedClient(members, control, clock, groups=8)
+            await client.open()
+            return client
+
+        async with StoreFixture(connect, seed=seed, foreign=_MemoryProgram(servers)) as fixture:
+            yield fixture
+
+
+class _SqliteProgram:
+    """A program with connections of its own."""
+
+    name = "a program other than datalayer"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def upsert(self, store: Any, record: Record) -> None:
+        place = place_of(store, record.ident)
+        await asyncio.to_thread(self._run, place.backend, upsert(record, place.attempt, "?"))
+
+    async def delete(self, store: Any, key: Key) -> None:
+        place = place_of(store, key)
+        await asyncio.to_thread(self._run, place.backend, deletion(key, place.attempt, "?"))
+
+    def _run(self, member: str, statement: Statement) -> None:
+        connection = sqlite3.connect(self._folder / f"{member.partition('/')[2]}.db", timeout=5.0)
+        try:
+            with connection:
+                connection.execute(*statement)
+        finally:
+            connection.close()
+
+
+class _Sqlite:
+    @pytest.fixture
+    async def fixture(self, seed: int, memory_path: Path) -> AsyncIterator[StoreFixture]:
+        clock = SystemClock()
+        control = MemoryControlServer("control", clock)
+
+        async def connect() -> Backend:
+            members = {}
+            for name in ("s0", "s1"):
+                url = BackendUrl.parse(f"sqlite:///{memory_path}/{name}.db")
+                members[name] = create_backend(f"shards/{name}", url, pool_max=2, clock=clock)
+            client = ShardedClient(members, control, clock, groups=4)
+            await client.open()
+            return client
+
+        async with StoreFixture(connect, seed=seed, foreign=_SqliteProgram(memory_path)) as fixture:
+            yield fixture
+
+
+long = pytest.mark.skipif(TIER == "check", reason="files take twenty seconds: in make test")
+
+
+class TestMessagesPort(_Memory, PortSuite):
+    pass
+
+
+class TestUsersPort(_Memory, PortSuite):
+    domain = "users"
+
+
+class TestMessageReads(_Memory, MessageReadsSuite):
+    pass
+
+
+class TestUserReads(_Memory, UserReadsSuite):
+    pass
+
+
+class TestMessageExecute(_Memory, MessageExecuteSuite):
+    pass
+
+
+class TestUserExecute(_Memory, UserExecuteSuite):
+    pass
+
+
+class TestMessageGuard(_Memory, ShardedMessageGuardSuite):
+    pass
+
+
+class TestUserGuard(_Memory, ShardedUserGuardSuite):
+    pass
+
+
+@long
+class TestSqliteMessagesPort(_Sqlite, PortSuite):
+    pass
+
+
+@long
+class TestSqliteUsersPort(_Sqlite, PortSuite):
+    domain = "users"
+
+
+@long
+class TestSqliteMessageReads(_Sqlite, MessageReadsSuite):
+    pass
+
+
+@long
+class TestSqliteUserReads(_Sqlite, UserReadsSuite):
+    pass
+
+
+@long
+class TestSqliteMessageExecute(_Sqlite, MessageExecuteSuite):
+    pass
+
+
+class TestSqliteUserExecute(_Sqlite, UserExecuteSuite):
+    pass
+
+
+@long
+class TestSqliteMessageGuard(_Sqlite, ShardedMessageGuardSuite):
+    pass
+
+
+@long
+class TestSqliteUserGuard(_Sqlite, ShardedUserGuardSuite):
+    pass
