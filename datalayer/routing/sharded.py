@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import Swap
 from datalayer.errors import CrossShardError, Quarantine, SchemaBehind, StaleRoute, Unavailable
+from datalayer.ids import slot_of
 from datalayer.routing.claims import ClaimingWriter
 from datalayer.routing.route import Place
 from datalayer.routing.shardguard import ShardedGuard
@@ -50,6 +51,8 @@ class ShardedStore:
         self.place = place
         self.places = places
         self._guards: dict[int, Guard] = {}
+        self._routers: Sequence[Router] = ()
+        """By slot, once the groups are known: they never change, nor do their routers."""
 
     # --- where things are -------------------------------------------------------------------------------------------
 
@@ -69,7 +72,10 @@ class ShardedStore:
 
     def router(self, routing_key: bytes) -> Router:
         """The router of a key's group, for the application."""
-        return self.places.group_routers[self.map.group_of(routing_key).name]
+        if not self._routers:
+            routers = self.places.group_routers
+            self._routers = self.map.by_slot([routers[group.name] for group in self.map.groups])
+        return self._routers[slot_of(routing_key)]
 
     def by_group(self, items: Iterable[R], routing: Callable[[R], bytes]) -> dict[Group, list[R]]:
         """Items by the group of their routing keys."""

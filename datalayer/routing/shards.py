@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from datalayer.domains.record import ROUTING_BYTES
 from datalayer.errors import InvalidArgument
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from datalayer.routing.route import Routing
 
+T = TypeVar("T")
 GROUP_TABLES: Final = 1_000_000_000
 """Attempt numbers from here on are those of a group's first tables: this, + 4096 x attempt of the place, + first slot."""
 _NAME: Final = re.compile(r"([a-z]+)/(\d+)/(\d+)-(\d+)")
@@ -93,6 +94,10 @@ class ShardMap:
         """Whether every slot belongs to exactly one group."""
         ends = [-1, *(group.last for group in self.groups)]
         return len(self._index) == SLOTS and all(g.first == end + 1 for g, end in zip(self.groups, ends, strict=False))
+
+    def by_slot(self, items: Sequence[T]) -> list[T]:
+        """One item for each slot, out of one for each group."""
+        return [items[at] for at in self._index]
 
     def group_of(self, routing_key: bytes) -> Group:
         """The group of a key, by its first 16 bytes."""

@@ -30,6 +30,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 ROLLBACK_S: Final = 0.25
 """What a ROLLBACK may take, beyond the deadline too, before the connection is closed instead."""
 PREPARE_AFTER: Final = 3
+PREPARED_MAX: Final = 500
+"""Statements that a connection keeps prepared: a shard has some for each of its slot groups."""
 APPLICATION: Final = "datalayer/"
 """What application_name of this library's connections begins with; the journal takes all others for foreign."""
 _TUPLES: Final = ExecStatus.TUPLES_OK
@@ -90,6 +92,7 @@ class PostgresDatabase:
             # the driver's error may quote its parameters: it is no __cause__ here
             raise translate_connect(error, self.where) from None
         connection.watch()
+        connection.prepared_max = PREPARED_MAX
         return connection
 
     async def dedicated(self) -> DeadlineConnection | None:
