@@ -52,6 +52,10 @@ class InvalidCursor(InvalidArgument):
     """A page cursor is damaged, or belongs to another method or other arguments."""
 
 
+class InvalidToken(InvalidArgument):
+    """A consistency token is damaged."""
+
+
 class NotFound(DatalayerError, LookupError):
     """The record does not exist or was deleted."""
 

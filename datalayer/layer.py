@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import weakref
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,18 +17,21 @@ from datalayer.control.base import ProcessInfo
 from datalayer.control.connect import open_control
 from datalayer.errors import ConfigurationError, DatalayerError, RoutingMismatch
 from datalayer.ids import IdSource
-from datalayer.repositories.arguments import ambient_deadline
+from datalayer.repositories.arguments import ambient_deadline, deadline_of
 from datalayer.repositories.limits import Limits
 from datalayer.repositories.messages import Messages
 from datalayer.repositories.users import Users
+from datalayer.routing import consistency
 from datalayer.routing.lease import Lease
 from datalayer.routing.places import Places
+from datalayer.routing.replicareads import ReplicaReads, ReplicaWatch
 from datalayer.routing.route import Place
 from datalayer.routing.router import Router
 from datalayer.routing.watchdog import Watchdog
 from datalayer.settings import Settings, load_settings
 from datalayer.stores.base import MetaRow
 from datalayer.stores.registry import open_factory
+from datalayer.stores.replicated import Positioned, Replicated
 from datalayer.stores.sharded import ShardedBackend, member_name
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control
+    from datalayer.routing.route import Routing
     from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
@@ -96,7 +100,18 @@ class DataLayer:
             jitter=jitter.random,
             assist=options.assist,
         )
-        limits = Limits(settings.limits.body_max_bytes, settings.deadlines.default_s, settings.deadlines.max_s)
+        self._callers = consistency.Callers(clock)
+        self._watches = {
+            name: ReplicaWatch(backend, clock, jitter.random)
+            for name, backend in backends.items()
+            if isinstance(backend, Replicated) and backend.replicas
+        }
+        self.places.replica_reads = self._replica_reads
+        for router in self._routers.values():
+            router.on_answer = self._callers.wrote
+        self._limits = limits = Limits(
+            settings.limits.body_max_bytes, settings.deadlines.default_s, settings.deadlines.max_s
+        )
         self.users = Users(self._routers["users"], ids, clock, limits)
         self.messages = Messages(self._routers["messages"], ids, clock, limits)
 
@@ -144,12 +159,16 @@ class DataLayer:
     async def start(self) -> None:
         """Enter the fleet and serve."""
         await claim_first_places(self.settings, self.places)
+        for watch in self._watches.values():
+            watch.start()
         await self._watchdog.start()
         _close_after_fork(self)
 
     async def close(self) -> None:
         """Leave the fleet and give every connection back. Idempotent."""
         await self._watchdog.stop()
+        for watch in self._watches.values():
+            await watch.stop()
         await close_stores(self.control, self.backends)
 
     @contextmanager
@@ -162,8 +181,52 @@ class DataLayer:
         finally:
             ambient_deadline.reset(token)
 
+    def reading_after(self, token: str | None) -> AbstractContextManager[None]:
+        """Reads inside the block see all that the token's caller had written, and all that is written inside.
+
+        One block is one caller: a request, a job. With None, a caller that has written nothing yet. Outside of such
+        blocks, all writes of this DataLayer count as the caller's own. InvalidToken for a damaged token.
+        """
+        return consistency.reading_after(token)
+
+    def reading(self, level: consistency.LevelName, *, max_lag_s: float | None = None) -> AbstractContextManager[None]:
+        """How fresh reads inside the block must be.
+
+        "primary": the authority's own answer. "own_writes", the default: no write of the same caller is missed; those
+        of others may be, for ``max_lag_s``. "replica": whatever is younger than ``max_lag_s`` may be missed. Without
+        a bound, 1 s. Where no replica will do, the primary answers. InvalidArgument.
+        """
+        return consistency.reading(level, max_lag_s)
+
+    async def token(self) -> str:
+        """What the present caller has written, for ``reading_after`` in another process: opaque text, at most some
+        hundred bytes. Unavailable when the primary does not answer.
+        """
+        deadline = deadline_of(self.clock, None, self._limits)
+        positions = {}
+        for domain, router in self._routers.items():
+            found = await self._position(domain, router.routing, deadline)
+            if found is not None:
+                positions[domain] = found
+        return consistency.encode_token(positions)
+
+    async def _position(self, domain: str, routing: Routing, deadline: Deadline) -> consistency.Position | None:
+        mark, held = self._callers.mark(domain), self._callers.positions(domain)
+        if mark == consistency.NEVER and len(held) <= 1:
+            return held[0] if held else None
+        backend = self.backends[routing.authority.backend]
+        if not isinstance(backend, Positioned):
+            return None  # it has no replicas; whatever comes after it begins with all that it held
+        return consistency.Position(routing.epoch, *await backend.position(deadline))
+
+    def _replica_reads(self, routing: Routing) -> ReplicaReads | None:
+        watch = self._watches.get(routing.authority.backend)
+        return None if watch is None else ReplicaReads(watch, self._callers, routing)
+
     async def health(self) -> dict[str, Any]:
-        """For readiness probes: {"ready": bool, "domains": {...}, "backends": {name: "ok" | reason}}."""
+        """For readiness probes: {"ready": bool, "domains": {...}, "backends": {name: "ok" | reason}, "replicas":
+        {backend: [...]}}. A replica that is down leaves a process ready: the primary answers in its place.
+        """
         deadline = Deadline(self.clock, 2.0)
         used = {r.routing.authority.backend for r in self._routers.values()}
         answers = await asyncio.gather(*(self._ping(name, deadline) for name in sorted(used)))
@@ -173,7 +236,14 @@ class DataLayer:
             for name, r in self._routers.items()
         }
         ready = all(answer == "ok" for answer in answers)
-        return {"ready": ready, "process": self.process.id, "domains": domains, "backends": backends}
+        replicas = {name: watch.status() for name, watch in self._watches.items()}
+        return {
+            "ready": ready,
+            "process": self.process.id,
+            "domains": domains,
+            "backends": backends,
+            "replicas": replicas,
+        }
 
     async def _ping(self, name: str, deadline: Deadline) -> str:
         try:
@@ -236,15 +306,12 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
                 capacity=configured.capacity,
             )
             continue
-        if configured.replicas:
-            raise ConfigurationError(
-                f"backend {name!r}: replicas are not served by this version yet",
-                hint="remove them: every read is the authority's",
-            )
         if make_folders:
             _make_folder(configured.url)
         factory = open_factory(configured.scheme, name)
-        backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock)
+        # Known to Postgres alone: the settings refuse them elsewhere.
+        replicas: dict[str, Any] = {"replicas": configured.replicas} if configured.replicas else {}
+        backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock, **replicas)
     return backends
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock, Deadline
     from datalayer.control.base import Control
+    from datalayer.routing.replicareads import ReplicaReads
     from datalayer.routing.route import Routing
     from datalayer.routing.router import Router
     from datalayer.routing.shards import ShardMap
@@ -48,6 +49,8 @@ class Route:
     inflight: int = field(default=0)
     under_way: Collection[object] = ()
     """Writes that a last-writer store at rest has not answered, also those whose callers have left."""
+    replicas: ReplicaReads | None = None
+    """Where reads may go instead of the authority, at rest."""
 
 
 class Places:
@@ -69,6 +72,8 @@ class Places:
         self._eager = eager
         self.group_routers: dict[str, Router] = {}
         """In an open DataLayer: the router of each slot group, by name."""
+        self.replica_reads: Callable[[Routing], ReplicaReads | None] = _no_replicas
+        """In an open DataLayer: the replicas' part in the reads of a routing at rest."""
         self._routings: Mapping[str, Routing] = {}
         self._maps: dict[tuple[str, int], ShardMap] = {}
         self._stores: dict[tuple[str, Place], Any] = {}
@@ -176,7 +181,7 @@ class Places:
         last_writer = self.backend(routing.authority).authority_class == "last_writer"
         if routing.mirror is None:
             if not last_writer:
-                return Route(routing, store, store.execute)
+                return Route(routing, store, store.execute, replicas=self.replica_reads(routing))
             writer = self._last_writer(routing, store, None)
             return Route(routing, store, writer.execute, last_writer=True, under_way=writer.under_way)
         guard, mirror_guard = self.sides(routing)
@@ -213,3 +218,7 @@ class Places:
             # record is quarantined and named, and the application goes on.
             check=None if mirror is None or routing.phase in SOURCE_RULES else mirror.check,
         )
+
+
+def _no_replicas(routing: Routing) -> ReplicaReads | None:
+    """The engine reads authorities and mirrors themselves."""

@@ -52,6 +52,8 @@ class Router:
         self._changed = asyncio.Event()
         self._held = 0
         self._unreachable = ""
+        self.on_answer: Callable[[str], None] = _nobody
+        """Told of each write that was answered or refused, with the domain's name."""
 
     @property
     def route(self) -> Route:
@@ -119,6 +121,8 @@ class Router:
             route = self.route
             if not route.journal_first:
                 try:
+                    if route.replicas is not None:
+                        return await route.replicas.read(call, route.authority, deadline)
                     return await call(route.authority, deadline)
                 except StaleRoute as error:
                     await self._wait_change(route, deadline, error)
@@ -149,6 +153,7 @@ class Router:
                 return executed
             finally:
                 route.inflight -= 1
+                self.on_answer(self.domain)
             await self._hold(route, deadline, refused)
 
     async def _journal_first(self, route: Route, routings: Sequence[bytes] | None) -> Any:
@@ -194,3 +199,7 @@ class Router:
                 raise cause from None
             return
         await asyncio.sleep(self._jitter() * RELEASE_JITTER_S)
+
+
+def _nobody(domain: str) -> None:
+    """Who hears of writes where nobody asks."""

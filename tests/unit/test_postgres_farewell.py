@@ -14,7 +14,8 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
 
 
 READY = message(b"Z", b"I")
-GREETING = message(b"R", struct.pack("!i", 0)) + message(b"S", b"client_encoding\0UTF8\0") + READY
+PARAMETERS = (b"client_encoding\0UTF8\0", b"in_hot_standby\0off\0", b"default_transaction_read_only\0off\0")
+GREETING = message(b"R", struct.pack("!i", 0)) + b"".join(message(b"S", one) for one in PARAMETERS) + READY
 ANSWER = (
     message(b"1")
     + message(b"2")

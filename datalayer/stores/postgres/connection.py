@@ -31,6 +31,8 @@ _ARRAY_HEAD: Final = 20
 _READ: Final = 1
 _WRITE: Final = 2
 _FAREWELLS: Final = frozenset({"FATAL", "PANIC"})
+_WAITS_FOR_STANDBY: Final = "SyncRepWaitForLSN"
+"""The server's function that warns of a wait given up; the warning's SQLSTATE is every warning's."""
 
 ADAPTERS: Final = AdaptersMap(psycopg.adapters)
 # JSON stays the text it was stored as: parsing is the domain's business, and a copy must be bit-equal.
@@ -54,6 +56,10 @@ class TimeUp(Exception):
     def __init__(self, *, undone: bool) -> None:
         super().__init__("the deadline passed")
         self.undone = undone
+
+
+class Unconfirmed(Exception):
+    """A transaction was committed, but not confirmed by the synchronous standby that it waited for."""
 
 
 class _Wakeup:
@@ -85,6 +91,12 @@ class DeadlineConnection(AsyncConnection[Any]):
     until: float = NEVER
     expires_at: float = NEVER
     idle_since: float = 0.0
+    refused_writes: bool = False
+    """The server is a standby, or was made read-only, since this connection was made."""
+    unconfirmed: bool = False
+    """A commit was answered that its synchronous standby did not confirm. Whoever cancels one that waits - we do, when
+    the deadline passes - gets a success and a warning: it is committed here alone, and lost if this server is.
+    """
     _dismissed: bool = False
     _poll: select.poll | None = None
     _reused: AsyncCursor[Any] | None = None
@@ -127,12 +139,14 @@ class DeadlineConnection(AsyncConnection[Any]):
         return pgconn.status == ConnStatus.OK and pgconn.transaction_status == TransactionStatus.IDLE
 
     def watch(self) -> None:
-        """Notice farewells from now on. Called once, after connecting."""
+        """Notice farewells and commits without a standby from now on. Called once, after connecting."""
         self.add_notice_handler(self._heard)
 
     def _heard(self, notice: Diagnostic) -> None:
         if notice.severity_nonlocalized in _FAREWELLS:
             self._dismissed = True
+        if notice.source_function == _WAITS_FOR_STANDBY:
+            self.unconfirmed = True
 
     def discard(self) -> None:
         """Close without a word to the server, which rolls back whatever is open. Idempotent."""
@@ -151,6 +165,9 @@ class DeadlineConnection(AsyncConnection[Any]):
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 with contextlib.suppress(psycopg.Error):  # the caller left: nobody waits for the answer
                     await self._settle(gen)
+            raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            self.refused_writes = True
             raise
         if not done:
             outcome, value = await self._settle(gen)

@@ -24,7 +24,7 @@ from datalayer.errors import (
     StaleRoute,
     Unavailable,
 )
-from datalayer.stores.postgres.connection import TimeUp
+from datalayer.stores.postgres.connection import TimeUp, Unconfirmed
 from datalayer.stores.sql.database import UniqueViolation
 
 if TYPE_CHECKING:
@@ -36,8 +36,12 @@ LOST_LEASE: Final = "DLF03"
 ENDED: Final = "DLF04"
 """Our own SQLSTATEs, raised by the guard's functions: a fence, a TRUNCATE, an older token, an attempt that ended."""
 
+CAUGHT: Final = (psycopg.Error, TimeUp, Unconfirmed, UnicodeError)
+"""What a statement of the driver may raise, for ``translate``."""
 LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 _HINT_SCHEMA: Final = "datalayer schema upgrade"
+_READ_ONLY: Final = "session is read-only"
+"""libpq's own sentence for target_session_attrs=read-write; there is no code for it."""
 _HINT_POOLER: Final = "behind PgBouncer in transaction mode add ?pgbouncer=true to the URL"
 
 _BY_STATE: Final[dict[str, Callable[[str], DatalayerError]]] = {
@@ -80,16 +84,22 @@ def translate(error: Exception, where: str, *, may_have_committed: bool) -> Data
     """The library's error for a driver's; ``where`` names the backend without a secret."""
     if isinstance(error, DatalayerError):
         return error
-    if isinstance(error, TimeUp):
-        if may_have_committed and not error.undone:
-            return OutcomeUnknown(f"the deadline passed before {where} confirmed the write")
-        return DeadlineExceeded(f"{where} did not answer in time; nothing was written")
+    if isinstance(error, TimeUp | Unconfirmed):
+        return _late(error, where, may_have_committed=may_have_committed)
     if isinstance(error, UnicodeError):
         return InvalidArgument("a text is not valid Unicode")
     assert isinstance(error, psycopg.Error), "psycopg raises its own errors only"
     if error.sqlstate is None:
         return _without_state(error, where, may_have_committed=may_have_committed)
     return _of_state(error, error.sqlstate, where, may_have_committed=may_have_committed)
+
+
+def _late(error: TimeUp | Unconfirmed, where: str, *, may_have_committed: bool) -> DatalayerError:
+    if isinstance(error, Unconfirmed):
+        return OutcomeUnknown(f"{where} committed the write, but its synchronous standby did not confirm it")
+    if may_have_committed and not error.undone:
+        return OutcomeUnknown(f"the deadline passed before {where} confirmed the write")
+    return DeadlineExceeded(f"{where} did not answer in time; nothing was written")
 
 
 def _of_state(error: psycopg.Error, state: str, where: str, *, may_have_committed: bool) -> DatalayerError:
@@ -123,6 +133,8 @@ def translate_connect(error: Exception, where: str) -> DatalayerError:
     said = text.rpartition("FATAL:")[2].strip() if "FATAL:" in text else ""
     if any(word in said for word in ("authentication failed", "does not exist", "pg_hba", "not permitted")):
         return PreconditionFailed(f"{where} refuses the log-in: {said}", hint="check user, password and database")
+    if text.endswith(_READ_ONLY):
+        return Unavailable(f"{where} is a standby, or takes no writes")
     if "too many clients" in said or "remaining connection slots" in said:
         return Overloaded(f"{where}: {said}")
     return Unavailable(f"{where} does not accept connections" + (f": {said}" if said else ""))

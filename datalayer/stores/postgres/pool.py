@@ -36,6 +36,7 @@ class Pool:
         self._slots_taken = 0
         self._waiting: deque[asyncio.Future[DeadlineConnection | None]] = deque()
         self._closed = False
+        self._renewed_at = float("-inf")
 
     @property
     def in_use(self) -> int:
@@ -71,7 +72,10 @@ class Pool:
         now = asyncio.get_running_loop().time()
         connection.until = float("inf")
         at_rest = connection.pgconn.transaction_status == TransactionStatus.IDLE
-        if self._closed or not at_rest or now > connection.expires_at:
+        if connection.refused_writes:
+            self.renew()  # the others lead to the same server
+        made_at = connection.expires_at - LIFETIME_S
+        if self._closed or not at_rest or now > connection.expires_at or made_at <= self._renewed_at:
             self._drop(connection)
             return
         while self._waiting:
@@ -84,6 +88,12 @@ class Pool:
         if now - self._idle[0].idle_since > IDLE_S:
             self._drop(self._idle.popleft())
 
+    def renew(self) -> None:
+        """Use no connection made until now again: the name leads to another server, or the server has changed."""
+        self._renewed_at = asyncio.get_running_loop().time()
+        while self._idle:
+            self._drop(self._idle.pop())
+
     def close(self) -> None:
         """Close what is idle now and the rest when it comes back; callers that wait get Closed."""
         self._closed = True
@@ -95,12 +105,13 @@ class Pool:
                 waiter.set_exception(Closed())
 
     async def _fill_slot(self, until: float) -> DeadlineConnection:
+        began = asyncio.get_running_loop().time()
         try:
             connection = await self._connect(until)
         except BaseException:  # the slot goes back whatever happened, cancellation included
             self._free_slot()
             raise
-        connection.expires_at = asyncio.get_running_loop().time() + LIFETIME_S
+        connection.expires_at = began + LIFETIME_S
         connection.until = until
         return connection
 
