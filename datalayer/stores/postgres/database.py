@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
 
-from datalayer.stores.postgres.connection import ADAPTERS, NEVER, DeadlineConnection, TimeUp
-from datalayer.stores.postgres.faults import translate, translate_connect
+from datalayer.stores.postgres.connection import ADAPTERS, NEVER, DeadlineConnection, TimeUp, Unconfirmed
+from datalayer.stores.postgres.faults import CAUGHT, translate, translate_connect
 from datalayer.stores.postgres.listener import Listener
 from datalayer.stores.postgres.pool import Pool
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CALL_TIMEOUT_S: Final = 30.0
 """The bound of a call that carries no deadline."""
 CONNECT_TIMEOUT_S: Final = 10.0
+HOST_TIMEOUT_S: Final = 2
+"""Of several hosts, how long each may take to answer; the least that libpq takes."""
+PORT: Final = 5432
 ROLLBACK_S: Final = 0.25
 """What a ROLLBACK may take, beyond the deadline too, before the connection is closed instead."""
 PREPARE_AFTER: Final = 3
@@ -36,7 +39,6 @@ APPLICATION: Final = "datalayer/"
 """What application_name of this library's connections begins with; the journal takes all others for foreign."""
 _TUPLES: Final = ExecStatus.TUPLES_OK
 _OUR_OPTIONS: Final = frozenset({"pgbouncer", "direct", "application_name"})
-_CAUGHT: Final = (psycopg.Error, TimeUp, UnicodeError)
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
@@ -54,7 +56,7 @@ def connect_arguments(url: BackendUrl, process: str) -> dict[str, Any]:
     }
     if url.hosts:
         arguments["host"] = ",".join(host.name for host in url.hosts)
-        arguments["port"] = ",".join(str(host.port or 5432) for host in url.hosts)
+        arguments["port"] = ",".join(str(host.port or PORT) for host in url.hosts)
     return {key: value for key, value in arguments.items() if value is not None}
 
 
@@ -63,13 +65,23 @@ class PostgresDatabase:
 
     dialect: Dialect = "postgresql"
 
-    def __init__(self, url: BackendUrl, *, name: str, process: str = "app", pool_max: int = 20) -> None:
+    def __init__(
+        self, url: BackendUrl, *, name: str, process: str = "app", pool_max: int = 20, any_server: bool = False
+    ) -> None:
+        """``any_server``: standbys too; else a connection is made only to a server that takes writes, the first of
+        the URL's hosts that does.
+        """
         where = ",".join(str(host) for host in url.hosts) or "the local socket"
         self.where: Final = f"postgres {name!r} at {where}"
         self._pgbouncer = bool(url.options.get("pgbouncer", False))
-        self._arguments = connect_arguments(url, process)
+        self.arguments = connect_arguments(url, process)
+        if len(url.hosts) > 1:
+            self.arguments.setdefault("connect_timeout", HOST_TIMEOUT_S)
+        if not any_server and (len(url.hosts) > 1 or not self._pgbouncer):
+            self.arguments.setdefault("target_session_attrs", "read-write")
+        self._hosts = [(host.name, str(host.port or PORT)) for host in url.hosts]
         direct = url.options.get("direct")
-        self._direct = None if self._pgbouncer and not direct else dict(self._arguments)
+        self._direct = None if self._pgbouncer and not direct else dict(self.arguments)
         if direct and self._direct is not None:
             host, _, port = str(direct).rpartition(":")
             self._direct |= {"host": host, "port": port}
@@ -80,20 +92,40 @@ class PostgresDatabase:
     # connections
     async def _connect(self, until: float, arguments: dict[str, Any] | None = None) -> DeadlineConnection:
         loop = asyncio.get_running_loop()
+        chosen = self._ordered() if arguments is None else arguments
         try:
             async with asyncio.timeout_at(min(until, loop.time() + CONNECT_TIMEOUT_S)):
                 connection = await DeadlineConnection.connect(
                     autocommit=True,
                     prepare_threshold=None if self._pgbouncer else PREPARE_AFTER,
                     context=ADAPTERS,
-                    **(self._arguments if arguments is None else arguments),
+                    **chosen,
                 )
         except (psycopg.Error, TimeoutError, OSError) as error:
             # the driver's error may quote its parameters: it is no __cause__ here
             raise translate_connect(error, self.where) from None
         connection.watch()
         connection.prepared_max = PREPARED_MAX
+        if arguments is None and len(self._hosts) > 1:
+            found = (connection.info.host, str(connection.info.port))
+            self._hosts.sort(key=lambda host: host != found)
         return connection
+
+    def _ordered(self) -> dict[str, Any]:
+        """The arguments with the host that answered last in front: one that is gone for good costs time."""
+        if len(self._hosts) < 2:
+            return self.arguments
+        names, ports = zip(*self._hosts, strict=True)
+        return self.arguments | {"host": ",".join(names), "port": ",".join(ports)}
+
+    @property
+    def in_use(self) -> int:
+        """Connections handed out or being made."""
+        return self._pool.in_use
+
+    def renew(self) -> None:
+        """Use no connection made until now again: another server is in charge."""
+        self._pool.renew()
 
     async def dedicated(self) -> DeadlineConnection | None:
         """A connection outside the pool that is no pooler's, or None where there is only a pooler. Close it."""
@@ -132,7 +164,7 @@ class PostgresDatabase:
             cursor = connection.raw
             await cursor.execute(cast("QueryNoTemplate", sql), params)
             return await cursor.fetchall()
-        except _CAUGHT as error:
+        except CAUGHT as error:
             raise translate(error, self.where, may_have_committed=False) from error
         finally:
             self._pool.give(connection)
@@ -142,8 +174,8 @@ class PostgresDatabase:
     ) -> list[Row]:
         connection = await self._pool.take(_until(deadline))
         try:
-            return await _execute(connection, sql, params)
-        except _CAUGHT as error:
+            return await execute(connection, sql, params)
+        except CAUGHT as error:
             raise translate(error, self.where, may_have_committed=may_have_committed) from error
         finally:
             self._pool.give(connection)
@@ -166,8 +198,8 @@ class PostgresDatabase:
         if connection.pgconn.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             connection.until = asyncio.get_running_loop().time() + ROLLBACK_S
             try:
-                await _execute(connection, "ROLLBACK", ())
-            except _CAUGHT:
+                await execute(connection, "ROLLBACK", ())
+            except CAUGHT:
                 connection.discard()
 
     async def stream(
@@ -176,17 +208,17 @@ class PostgresDatabase:
         """Rows of a long read, batch by batch, through a server-side cursor. No deadline over the whole of it."""
         connection = await self._pool.take(_until(None))
         try:
-            await _execute(connection, f"{BEGIN} READ ONLY", ())
+            await execute(connection, f"{BEGIN} READ ONLY", ())
             name = f"datalayer_{next(self._numbers)}"
-            await _execute(connection, f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", params)
+            await execute(connection, f"DECLARE {name} NO SCROLL CURSOR FOR {sql}", params)
             while True:
                 connection.until = _until(None)
-                rows = await _execute(connection, f"FETCH {batch:d} FROM {name}", ())
+                rows = await execute(connection, f"FETCH {batch:d} FROM {name}", ())
                 if rows:
                     yield rows
                 if len(rows) < batch:
                     break
-        except _CAUGHT as error:
+        except CAUGHT as error:
             raise translate(error, self.where, may_have_committed=False) from error
         finally:
             await self._roll_back(connection)
@@ -213,22 +245,22 @@ class PostgresTransaction:
     async def run(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one statement; its rows, or []."""
         try:
-            return await _execute(self.connection, sql, params)
-        except _CAUGHT as error:
+            return await execute(self.connection, sql, params)
+        except CAUGHT as error:
             raise translate(error, self._where, may_have_committed=False) from error
 
     async def run_script(self, statements: Iterable[str]) -> None:
         """Run statements without parameters in one round trip: writers may be waiting for the end of it."""
         try:
             await self.connection.cursor().execute(cast("QueryNoTemplate", ";\n".join(statements)))
-        except _CAUGHT as error:
+        except CAUGHT as error:
             raise translate(error, self._where, may_have_committed=False) from error
 
     async def run_many(self, sql: str, params: Sequence[Sequence[Any]]) -> None:
         """Run one statement once per parameter set, in one pipeline."""
         try:
             await self.connection.cursor().executemany(sql.encode(), params)
-        except _CAUGHT as error:
+        except CAUGHT as error:
             raise translate(error, self._where, may_have_committed=False) from error
 
     async def copy_in(self, sql: str, data: bytes) -> None:
@@ -236,7 +268,7 @@ class PostgresTransaction:
         try:
             async with self.connection.cursor().copy(cast("QueryNoTemplate", sql)) as copy:
                 await copy.write(data)
-        except _CAUGHT as error:
+        except CAUGHT as error:
             raise translate(error, self._where, may_have_committed=False) from error
 
     async def commit(self) -> None:
@@ -244,17 +276,21 @@ class PostgresTransaction:
         status = self.connection.pgconn.transaction_status
         assert status != TransactionStatus.INERROR, "a failed statement was swallowed: COMMIT would roll back silently"
         try:
-            await _execute(self.connection, "COMMIT", ())
-        except _CAUGHT as error:
+            await execute(self.connection, "COMMIT", ())
+        except CAUGHT as error:
             raise translate(error, self._where, may_have_committed=True) from error
 
 
-async def _execute(connection: DeadlineConnection, sql: str, params: Sequence[Any]) -> list[Row]:
+async def execute(connection: DeadlineConnection, sql: str, params: Sequence[Any]) -> list[Row]:
+    """Run one statement on a connection; its rows, or []. Raises what is in ``CAUGHT``."""
     if asyncio.get_running_loop().time() >= connection.until:
         raise TimeUp(undone=True)  # nothing was sent: a COMMIT that comes too late is known as not applied
     cursor = connection.reused
+    connection.unconfirmed = False
     await cursor.execute(cast("QueryNoTemplate", sql), params or None)
     result = cursor.pgresult
+    if connection.unconfirmed:
+        raise Unconfirmed
     if result is None or result.status != _TUPLES:
         return []
     return await cursor.fetchall()
