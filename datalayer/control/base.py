@@ -262,7 +262,11 @@ class Control(Protocol):
 
     # migrations
     async def start_migration(self, token: Token, migration: Migration, *, actor: str) -> Migration:
-        """Enter a new migration; PreconditionFailed when an unfinished one of the domain exists."""
+        """Enter a new migration; PreconditionFailed when an unfinished one of the domain exists.
+
+        Nor does a domain begin to move while one of its slot groups (``users/7/0-63``) does, nor a group while its
+        domain does; two groups may.
+        """
         ...
 
     async def migrations(self, domain: str | None = None) -> list[Migration]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.control.base import AuditRow, Chunk, Step, coordinator_lease
 from datalayer.control.memory_log import MemoryLog
-from datalayer.control.rules import already_migrating, changed, lost, matches, options_text, with_options
+from datalayer.control.rules import already_migrating, changed, lost, matches, options_text, rivals, with_options
 from datalayer.errors import Closed, LostLease, NotFound, PreconditionFailed
 from datalayer.routing.route import Phase, Routing
 from datalayer.stores.memory.server import MemoryServer
@@ -183,8 +183,10 @@ class MemoryControlServer:
         """Enter a migration."""
         assert token.domain == migration.domain, "a token is of the migration's domain"
         self.check(token)
+        base, below = rivals(migration.domain)
+        known = (m for m in self.migrations.values() if not m.finished)
         unfinished = next(
-            (m for m in self.migrations.values() if m.domain == migration.domain and not m.finished), None
+            (m for m in known if m.domain in (migration.domain, base) or m.domain.startswith(below)), None
         )
         if unfinished is not None:
             raise already_migrating(migration.domain, unfinished.id)

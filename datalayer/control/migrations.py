@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import insert, literal, select, update
+from sqlalchemy import insert, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from datalayer.control.audit import INSERT_AUDIT
 from datalayer.control.base import Migration, Step, coordinator_lease
-from datalayer.control.rules import already_migrating, changed, lost, options_text, with_options
+from datalayer.control.rules import already_migrating, changed, lost, options_text, rivals, with_options
 from datalayer.control.schema import ATTEMPTS, LEASES, MIGRATIONS, STEPS
 from datalayer.control.statements import SqlPart, StoreClock, number, text
 from datalayer.errors import NotFound
@@ -40,7 +40,14 @@ _COLUMNS: Final = (
     MIGRATIONS.c.updated_us,
     MIGRATIONS.c.paused,
 )
-_UNFINISHED: Final = select(MIGRATIONS.c.id).where(MIGRATIONS.c.domain == text("domain"), MIGRATIONS.c.finished == 0)
+_UNFINISHED: Final = select(MIGRATIONS.c.id).where(
+    or_(
+        MIGRATIONS.c.domain == text("domain"),
+        MIGRATIONS.c.domain == text("base"),
+        MIGRATIONS.c.domain.like(text("below")),
+    ),
+    MIGRATIONS.c.finished == 0,
+)
 _INSERT: Final = (
     insert(MIGRATIONS)
     .values(
@@ -84,6 +91,13 @@ _FIRST_ATTEMPT: Final = upsert(ATTEMPTS).values(domain=text("domain"), last=1)
 _NEXT_ATTEMPT: Final = _FIRST_ATTEMPT.on_conflict_do_update(
     index_elements=[ATTEMPTS.c.domain], set_={"last": ATTEMPTS.c.last + 1}
 ).returning(ATTEMPTS.c.last)
+# Whatever begins within a domain begins one after the other: its row is locked, and is made where there is none.
+_LOCK_DOMAIN: Final = (
+    upsert(ATTEMPTS)
+    .values(domain=text("domain"), last=0)
+    .on_conflict_do_update(index_elements=[ATTEMPTS.c.domain], set_={"last": ATTEMPTS.c.last})
+    .returning(ATTEMPTS.c.last)
+)
 # One statement: the lease's row is locked and compared, and the step entered only where it still is at the token.
 _STEP: Final = (
     insert(STEPS)
@@ -107,11 +121,13 @@ class SqlMigrations(SqlPart):
     """Migrations, their attempt numbers, their steps."""
 
     async def start_migration(self, token: Token, migration: Migration, *, actor: str) -> Migration:
-        """Enter a new migration; PreconditionFailed when an unfinished one of the domain exists."""
+        """Enter a new migration; PreconditionFailed when an unfinished one excludes it (``rules.rivals``)."""
         assert token.domain == migration.domain, "a token is of the migration's domain"
+        base, below = rivals(migration.domain)
         async with self._database.transaction(deadline=self._deadline()) as transaction:
             await self._hold(transaction, token)
-            unfinished = await self._do(transaction, _UNFINISHED, domain=migration.domain)
+            await self._do(transaction, _LOCK_DOMAIN, domain=base)
+            unfinished = await self._do(transaction, _UNFINISHED, domain=migration.domain, base=base, below=f"{below}%")
             if unfinished:
                 raise already_migrating(migration.domain, unfinished[0][0])
             rows = await self._do(transaction, _INSERT, **_values(migration))

@@ -89,6 +89,15 @@ def lost(token: Token) -> LostLease:
     return LostLease(f"another coordinator has taken over {token.domain}: token {token.value} is not the newest")
 
 
+def rivals(domain: str) -> tuple[str, str]:
+    """(whose unfinished migration excludes one of this domain besides its own, that of all whose names begin so).
+
+    A domain moves only while none of its slot groups does, and a group only while its domain does not.
+    """
+    base = domain.partition("/")[0]
+    return base, f"{base}/" if base == domain else f"{domain}/"
+
+
 def already_migrating(domain: str, migration_id: str) -> PreconditionFailed:
     """The error for a second migration of a domain."""
     return PreconditionFailed(

@@ -248,6 +248,27 @@ class ControlSuite:
         assert [one.id for one in await control.migrations(token.domain)] == [second.id, migration.id]
         assert second.id in {one.id for one in await control.migrations()}
 
+    async def test_a_domain_and_its_slot_groups_do_not_migrate_at_once(self, fixture: ControlFixture) -> None:
+        clients = [await fixture.control(), await fixture.control()]
+        for turn in range(6):
+            domain = fixture.name("domain")
+            names = [domain, *(f"{domain}/7/{first}-{first + 63}" for first in (0, 64, 128))]
+            tokens = [await fixture.token(clients[0], name) for name in (names if turn % 2 else names[::-1])]
+            starts = [
+                clients[at % 2].start_migration(token, fixture.migration(token), actor="ann")
+                for at, token in enumerate(tokens)
+            ]
+            begun, errors = await outcomes(starts)
+            assert {type(error) for error in errors} == {PreconditionFailed}
+            whole = [migration for migration in begun if migration.domain == domain]
+            assert len(begun) == (1 if whole else 3), "either the domain moves, or its groups do"
+            for migration in begun:
+                token = next(one for one in tokens if one.domain == migration.domain)
+                await clients[0].update_migration(token, migration.id, milestones=frozenset({"cancelled"}))
+            other = next(token for token in tokens if (token.domain == domain) != bool(whole))
+            again = replace(fixture.migration(other), id=f"{other.migration}-2", attempt=2)
+            await clients[1].start_migration(other, again, actor="ann")
+
     async def test_changes_of_a_migration_need_the_newest_token(self, fixture: ControlFixture) -> None:
         control, token, migration = await self._migrating(fixture)
         changed = await control.update_migration(token, migration.id, flips=3, milestones=frozenset({"backfilled"}))
