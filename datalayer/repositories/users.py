@@ -10,6 +10,7 @@ from datalayer.errors import InvalidArgument
 from datalayer.ids import check_id
 from datalayer.repositories.arguments import as_attributes, as_ids, as_limit, as_uuid, deadline_of
 from datalayer.repositories.cursor import decode_cursor, encode_cursor
+from datalayer.routing.consistency import PRIMARY, ambient_level, at_level
 from datalayer.stores.base import Scattered
 from datalayer.types import Count, Page, User
 
@@ -180,10 +181,12 @@ class Users:
         def call(store: UserReads, deadline: Deadline) -> Any:
             return store.claim_owner(key, deadline)
 
-        # Claim and row are two reads: a rename in between is seen by comparing, and looked up once more.
-        for _ in range(2):
-            owner: UUID | None = await self._router.read((key[:16],), call, deadline)
-            user = None if owner is None else await self._get(owner, deadline)
+        # Claim and row are two reads: a rename in between is seen by comparing, and looked up once more. Then at the
+        # primary: two replicas, one of them behind the other, would go on contradicting each other.
+        for level in (ambient_level.get(), PRIMARY):
+            with at_level(level):
+                owner: UUID | None = await self._router.read((key[:16],), call, deadline)
+                user = None if owner is None else await self._get(owner, deadline)
             if user is None:
                 continue
             held = user.username if field == "username" else user.email

@@ -143,7 +143,14 @@ def reading(level: LevelName, max_lag_s: float | None = None) -> Iterator[None]:
     bound_s = LAG_MAX_S if max_lag_s is None else max_lag_s
     if not 0 < bound_s < math.inf:
         raise InvalidArgument(f"max_lag_s is {max_lag_s!r}; it must be a number of seconds above 0")
-    before = ambient_level.set(Level(level, bound_s))
+    with at_level(Level(level, bound_s)):
+        yield
+
+
+@contextmanager
+def at_level(level: Level | None) -> Iterator[None]:
+    """Reads inside are at this level; None: at the default one."""
+    before = ambient_level.set(level)
     try:
         yield
     finally:

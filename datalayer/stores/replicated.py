@@ -71,4 +71,7 @@ class Positioned(Protocol):
 class Replicated(Positioned, Protocol):
     """A backend with read replicas, maybe none. They are closed with it."""
 
-    replicas: Sequence[ReplicaServer]
+    @property
+    def replicas(self) -> Sequence[ReplicaServer]:
+        """All that are configured, also those that are down."""
+        ...

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.layer import LayerOptions
+    from datalayer.routing.consistency import LevelName
     from datalayer.settings import Settings
 
 R = TypeVar("R")
@@ -119,6 +120,22 @@ class DataLayer:
         """One deadline for every call of this thread inside the block."""
         with self._layer.deadline(seconds) as deadline:
             yield deadline
+
+    @contextmanager
+    def reading_after(self, token: str | None) -> Iterator[None]:
+        """As ``datalayer.DataLayer.reading_after``, for the calls of this thread inside the block."""
+        with self._layer.reading_after(token):
+            yield
+
+    @contextmanager
+    def reading(self, level: LevelName, *, max_lag_s: float | None = None) -> Iterator[None]:
+        """As ``datalayer.DataLayer.reading``, for the calls of this thread inside the block."""
+        with self._layer.reading(level, max_lag_s=max_lag_s):
+            yield
+
+    def token(self) -> str:
+        """As ``datalayer.DataLayer.token``."""
+        return self._loop.call(self._layer.token)
 
     def health(self) -> dict[str, Any]:
         """For readiness probes, as ``datalayer.DataLayer.health``."""

@@ -275,6 +275,10 @@ def test_a_value_of_several_lines_stands_where_it_begins(tmp_path: Path) -> None
             "datalayer.toml:3: backends.main.replicas are not known to memory",
         ),
         (
+            "[backends.main]\nurl = 'postgresql://a/b'\nreplicas = ['postgresql://r/b', 'postgresql://a/b']",
+            "datalayer.toml:3: backends.main.replicas name one place twice, or that of url",
+        ),
+        (
             "[backends.main]\nurl = 'memory://'\nreplicas = 'memory:'",
             "datalayer.toml:3: backends.main.replicas is not of the form scheme://...",
         ),
