@@ -48,8 +48,9 @@ META_COLUMNS: Final = ("domain", "attempt", "deployment", "role", "epoch")
 TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
 
 SCHEMA_TABLE: Final = "datalayer_schema"
-REVISIONS: Final = ("0001",)
-"""Every revision of the schema, oldest first; the last one is what this version of the library needs."""
+LOG_TABLE: Final = "datalayer_schema_log"
+PLACES: Final = ("messages", "users", "claims")
+"""The tables that every place of a domain has, under the number of its attempt or slot group."""
 
 _UUID: Final = sa.LargeBinary(16).with_variant(postgresql.UUID(), "postgresql")
 _UUIDS: Final = sa.LargeBinary().with_variant(postgresql.ARRAY(postgresql.UUID()), "postgresql")
@@ -238,6 +239,34 @@ def schema_table() -> sa.Table:
     return sa.Table(SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
 
-def base_tables() -> tuple[sa.Table, ...]:
-    """What a database holds before any migration."""
+def schema_log_table() -> sa.Table:
+    """What was done to the schema, when, by which version of the library, and with which text (``sha256``).
+
+    Since 0002. ``target`` is the database's own part (empty) or one place's table; nothing is ever taken out.
+    """
+    return sa.Table(
+        LOG_TABLE,
+        sa.MetaData(),
+        sa.Column("revision", sa.Text, primary_key=True),
+        sa.Column("target", sa.Text, primary_key=True),
+        sa.Column("at_us", sa.BigInteger, primary_key=True),
+        sa.Column("sha256", sa.Text, nullable=False),
+        sa.Column("took_ms", sa.BigInteger, nullable=False),
+        sa.Column("library", sa.Text, nullable=False),
+    )
+
+
+def place_table(base: str, attempt: int = 0) -> sa.Table:
+    """One of PLACES, at a place."""
+    make = {"messages": messages_table, "users": users_table, "claims": claims_table}[base]
+    return make(attempt)
+
+
+def serving_tables() -> tuple[sa.Table, ...]:
+    """What an application reads and writes before any migration."""
     return (messages_table(), users_table(), claims_table(), meta_table(), token_table())
+
+
+def base_tables() -> tuple[sa.Table, ...]:
+    """All that a new database gets, but the revision's own table."""
+    return (*serving_tables(), schema_log_table())

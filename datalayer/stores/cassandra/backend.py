@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.errors import ConfigurationError, LostLease, SchemaAhead, SchemaBehind
-from datalayer.schemas.cassandra import numbered_steps
+from datalayer.errors import ConfigurationError, LostLease
 from datalayer.stores.base import MetaRow
 from datalayer.stores.cassandra.cluster import Target
 from datalayer.stores.cassandra.messages import CassandraMessages
 from datalayer.stores.cassandra.place import MessagesPlace, bound
+from datalayer.stores.cassandra.schema import CassandraSchema
 from datalayer.stores.cassandra.session import CassandraSession
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ _KEYSPACE: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _DATA_CENTRE: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _NEEDS_COMPARE_AND_SET: Final = frozenset({"users", "conversations"})
 REQUESTS_PER_POOL_SLOT: Final = 25
-_UPGRADE: Final = "run `datalayer schema upgrade`"
 
 
 class CassandraBackend:
@@ -72,48 +71,17 @@ class CassandraBackend:
 
     # --- schema ---
 
-    async def ensure_schema(self, *, create: bool) -> None:
-        steps = numbered_steps()
-        newest = max(steps)
-        if create:
-            await self._create_keyspace()
-            await self._upgrade(steps)
-        version = await self._schema_version()
-        if version > newest:
-            msg = f"the schema of {self._session.where} is version {version}; this library knows {newest}"
-            raise SchemaAhead(msg, hint="upgrade the library")
-        if version < newest:
-            msg = f"the schema of {self._session.where} is version {version}; this library needs {newest}"
-            raise SchemaBehind(msg, hint=_UPGRADE)
-
-    async def _schema_version(self) -> int:
-        """0 when there is no keyspace or nothing in it yet."""
-        if not await self._session.has_table(self._keyspace, "datalayer_schema"):
-            return 0
-        rows = await self._rows("SELECT version FROM {keyspace}.datalayer_schema WHERE part = 'backend'")
-        return max((row[0] for row in rows), default=0)
-
-    async def _create_keyspace(self) -> None:
-        data_centre = self._session.local_dc
-        if not _DATA_CENTRE.fullmatch(data_centre):
+    def cql_schema(self) -> CassandraSchema:
+        """The way to this keyspace's schema, for the schema tools."""
+        if not _DATA_CENTRE.fullmatch(self._session.local_dc):
             raise ConfigurationError(f"backend {self.name}: local_dc is no name of a data centre")
-        replication = f"{{'class': 'NetworkTopologyStrategy', '{data_centre}': {self._target.replication}}}"
-        await self._session.change_schema(
-            f'CREATE KEYSPACE IF NOT EXISTS "{self._keyspace}" WITH replication = {replication}'
-        )
-        await self._session.change_schema(
-            f'CREATE TABLE IF NOT EXISTS "{self._keyspace}".datalayer_schema '
-            "(part text, version int, PRIMARY KEY (part, version))"
-        )
+        return CassandraSchema(self._session, self._keyspace, self._target.replication)
 
-    async def _upgrade(self, steps: Mapping[int, list[str]]) -> None:
-        """Each step's statements, then its number: a crash in between repeats the step, and all of them may be."""
-        done = await self._schema_version()
-        for number in sorted(number for number in steps if number > done):
-            for cql in steps[number]:
-                await self._session.change_schema(cql.format(keyspace=f'"{self._keyspace}"', suffix=""))
-            values = (number.to_bytes(4, "big"),)
-            await self._rows("INSERT INTO {keyspace}.datalayer_schema (part, version) VALUES ('backend', ?)", values)
+    async def ensure_schema(self, *, create: bool) -> None:
+        schema = self.cql_schema()
+        if create:
+            await schema.upgrade()
+        await schema.check()
 
     # --- what the keyspace says of itself ---
 

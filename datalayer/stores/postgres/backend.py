@@ -7,11 +7,12 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import PreconditionFailed, SchemaBehind, StaleRoute, Unavailable
-from datalayer.schemas import metadata
+from datalayer.schemas import history, metadata
 from datalayer.stores.base import MetaRow
 from datalayer.stores.postgres.database import PostgresDatabase
 from datalayer.stores.postgres.guard import PostgresGuard
 from datalayer.stores.postgres.rows import PostgresCodec
+from datalayer.stores.postgres.schema import SCHEMA_LOCK, PostgresSchema
 from datalayer.stores.postgres.stores import PostgresMessages, PostgresUsers
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.sql.statement import create_table
@@ -108,15 +109,16 @@ class PostgresBackend:
         make = PostgresMessages if domain == "messages" else PostgresUsers
         return make(self.db, self._product, attempt)
 
+    def sql_schema(self) -> PostgresSchema:
+        """The way to this database's schema, for the schema tools."""
+        return PostgresSchema(self.db)
+
     async def ensure_schema(self, *, create: bool) -> None:
-        tables = metadata.base_tables()
+        tables = metadata.serving_tables()
         if create:
-            async with self.db.transaction() as tx:
-                # CREATE IF NOT EXISTS of two sessions at once fails in the catalogue
-                await tx.run("SELECT pg_advisory_xact_lock(hashtextextended('datalayer_schema', 0))")
-                for table in tables:
-                    for ddl in create_table("postgresql", table):
-                        await tx.run(ddl)
+            await self._create_missing()
+        if rows := await self.sql_schema().rows():
+            history.THIS.check(rows, f"backend {self.name!r}")
         wanted = {table.name: {column.name for column in table.columns} for table in tables}
         found = await self.db.fetch(
             "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
@@ -133,6 +135,25 @@ class PostgresBackend:
                 f"the schema of backend {self.name!r} is behind: {', '.join(missing)} missing or incomplete",
                 hint="datalayer schema upgrade",
             )
+
+    async def _create_missing(self) -> None:
+        """Make the tables that are not there. A table that is there is a revision's affair: it may be large."""
+        async with self.db.transaction() as tx:
+            # CREATE IF NOT EXISTS of two sessions at once fails in the catalogue
+            await tx.run(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
+            tables = {table.name: table for table in (metadata.schema_table(), *metadata.base_tables())}
+            absent = await tx.run("SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NULL", (list(tables),))
+            made = [str(row[0]) for row in absent]
+            new = metadata.meta_table().name in made
+            for name in made:
+                # without its row, a database from before the rows were written is still told from a new one
+                if new or name not in {metadata.SCHEMA_TABLE, metadata.LOG_TABLE}:
+                    for ddl in create_table("postgresql", tables[name]):
+                        await tx.run(ddl)
+            if new:
+                for revision in history.THIS.heads:
+                    stamp = f"INSERT INTO {metadata.SCHEMA_TABLE} (version_num) VALUES (%s) ON CONFLICT DO NOTHING"  # noqa: S608
+                    await tx.run(stamp, (revision,))
 
     async def _purged_tables(self) -> set[str]:
         """The plain tables of domains whose data has moved away: a purge has dropped them, and nothing asks for them."""

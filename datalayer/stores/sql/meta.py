@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, cast
 
 import sqlalchemy as sa
 
-from datalayer.errors import LostLease, SchemaAhead, SchemaBehind, StaleRoute
+from datalayer.errors import LostLease, SchemaBehind, StaleRoute
+from datalayer.schemas import history
 from datalayer.schemas.metadata import (
     META_COLUMNS,
-    REVISIONS,
     TOKEN_COLUMNS,
     base_tables,
     meta_table,
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.stores.sql.database import Dialect, SqlDatabase, SqlTransaction
-
-HINT: str = "datalayer schema upgrade"
 
 
 class SqlMeta:
@@ -45,26 +43,19 @@ class SqlMeta:
         self._token = raise_token_sql(dialect)
 
     async def ensure_schema(self, *, create: bool) -> None:
-        """SchemaBehind or SchemaAhead unless the schema is at the newest revision; made first when told."""
+        """SchemaBehind or SchemaAhead unless this version can serve the schema; a missing one is made when told."""
         try:
             rows = await self._db.fetch(self._revision)
         except StaleRoute as error:
             if not create:
-                raise SchemaBehind("this database has no datalayer schema", hint=HINT) from error
+                raise SchemaBehind("this database has no datalayer schema", hint=history.HINT) from error
             rows = []
-        if not rows:
-            if not create:
-                raise SchemaBehind("this database has no datalayer schema", hint=HINT)
-            await self._create()
+        if rows:
+            history.THIS.check([str(row[0]) for row in rows], "this database")
             return
-        found = str(rows[0][0])
-        if found not in REVISIONS:
-            raise SchemaAhead(
-                f"this database's schema is at revision {found}, which this version of datalayer does not know",
-                hint="upgrade datalayer in this process",
-            )
-        if found != REVISIONS[-1]:
-            raise SchemaBehind(f"this database's schema is at revision {found}, not {REVISIONS[-1]}", hint=HINT)
+        if not create:
+            raise SchemaBehind("this database has no datalayer schema", hint=history.HINT)
+        await self._create()
 
     async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
         """All rows, by (domain, attempt)."""
@@ -96,7 +87,8 @@ class SqlMeta:
             for table in (self._schema, *self._tables):
                 for ddl in create_table(self._db.dialect, table):
                     await tx.run(ddl)
-            await tx.run(self._stamp, (REVISIONS[-1],))
+            for revision in history.THIS.heads:
+                await tx.run(self._stamp, (revision,))
 
 
 def raise_token_sql(dialect: Dialect) -> str:

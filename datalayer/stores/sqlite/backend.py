@@ -9,6 +9,7 @@ from datalayer.errors import PreconditionFailed
 from datalayer.schemas.metadata import sqlite_tables
 from datalayer.stores.sql.meta import SqlMeta
 from datalayer.stores.sqlite.database import SqliteDatabase
+from datalayer.stores.sqlite.schema import SqliteSchema
 from datalayer.stores.sqlite.store import SqliteMessages, SqlitePlace, SqliteProduct, SqliteUsers
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class SqliteBackend:
             kind = SqliteMessages if domain == "messages" else SqliteUsers
             self._stores[key] = kind(self.database, self._product, attempt)
         return self._stores[key]
+
+    def sql_schema(self) -> SqliteSchema:
+        """The way to this file's schema, for the schema tools."""
+        return SqliteSchema(self.database)
 
     async def ensure_schema(self, *, create: bool) -> None:
         await self._meta.ensure_schema(create=create)
