@@ -89,6 +89,9 @@ def imported_message_id(conversation: str, foreign_id: int | str, sent_at_us: in
 
 
 def slot_of(routing_key: bytes) -> int:
-    """The slot, 0 to 4095, of a 16-byte routing key: the first 12 bits of its sha256 (Postgres can compute it)."""
-    digest = hashlib.sha256(routing_key).digest()
+    """The slot, 0 to 4095, of a routing key: the first 12 bits of the sha256 of its 16 bytes (Postgres can compute it).
+
+    What follows them in a record's key does not count.
+    """
+    digest = hashlib.sha256(routing_key[:16]).digest()
     return digest[0] << 4 | digest[1] >> 4

@@ -13,7 +13,6 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from datalayer.domains.record import ROUTING_BYTES
 from datalayer.errors import InvalidArgument
 from datalayer.ids import SLOTS, slot_of
 
@@ -101,7 +100,7 @@ class ShardMap:
 
     def group_of(self, routing_key: bytes) -> Group:
         """The group of a key, by its first 16 bytes."""
-        return self.groups[self._index[slot_of(routing_key[:ROUTING_BYTES])]]
+        return self.groups[self._index[slot_of(routing_key)]]
 
 
 def shard_map(domain: str, attempt: int, routings: Mapping[str, Routing]) -> ShardMap | None:
