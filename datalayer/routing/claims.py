@@ -13,6 +13,10 @@ replaces exactly what was seen before (``Swap``). A process may die between any 
 An orphan younger than ``GRACE_US`` counts as taken: its change may well be under way. Time decides only that politeness;
 what keeps names unique is the order of the swaps. Old claims are read before the row is swapped, so that a release that
 comes late cannot hit a claim that was taken again meanwhile. (PROTOCOL "Unique values".)
+
+Versions of a claim rise with each swap, but two processes that saw the same claim may choose the same next version: in
+one microsecond, or whenever their clocks are behind the claim's version. So a claim is given back only by who knows
+that he took it. One whose swap was lost, or whose outcome is unknown, may be another's under that very version.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ from datalayer.errors import Conflict, DatalayerError, Outcome, Unavailable
 from datalayer.stores.base import Executed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from datalayer.clock import Clock, Deadline
     from datalayer.domains.record import Key, Record
@@ -83,78 +87,94 @@ class ClaimingWriter:
         raise Unavailable(f"user {mutation.id} kept changing under this write") from lost
 
     async def _once(self, mutation: UserMutation, deadline: Deadline) -> Executed:
+        creates = isinstance(mutation, CreateUser)
         user_key: Key = ("user", mutation.id.bytes)
-        keys = [user_key]
-        if isinstance(mutation, CreateUser):
-            keys += [("claim", key) for key in claim_keys(mutation.username, mutation.email)]
-        current = await self._records.read(keys, deadline)
+        claims = claim_keys(mutation.username, mutation.email) if isinstance(mutation, CreateUser) else ()
+        current = await self._records.read([user_key, *(("claim", key) for key in claims)], deadline)
         row = current.get(user_key)
         stored = None if row is None else to_user(row)
-        if (stored is None or stored.deleted) and not isinstance(mutation, CreateUser):
+        nothing_to_do = stored is not None if creates else stored is None or stored.deleted
+        if nothing_to_do:
             return Executed(decide(mutation, current, self._clock.now_us())[0], ())
-        if isinstance(mutation, CreateUser):
-            if stored is not None:
-                return Executed(decide(mutation, current, self._clock.now_us())[0], ())
-        else:
-            check_expected(mutation, stored)  # type: ignore[arg-type]
         take, release = wanted_claims(mutation, stored)
-        if stored is not None:
+        if not isinstance(mutation, CreateUser):
+            assert stored is not None, "a user that is not created here exists"
+            check_expected(mutation, stored)
             current |= await self._records.read([("claim", key) for key in (*take, *release)], deadline)
         for key in take:
             await self._free(current, key, mutation.id, deadline)
-        user, records = decide(mutation, current, self._clock.now_us())
-        mine = [r for r in records if r.kind == "claim" and not r.deleted]
-        # Given back if the row cannot be written: but not what this user held already, for another change of the same
-        # user may be about to write it into the row, trusting that same claim.
-        fresh = [r for r in mine if r.ident not in current or current[r.ident].deleted]
-        await self._take(mine, fresh, current, deadline)
-        changed = next(r for r in records if r.kind == "user")
+        user, (changed, *others) = decide(mutation, current, self._clock.now_us())
+        mine = [claim for claim in others if not claim.deleted]
+        fresh = await self._take(mine, current, deadline)
+        await self._write_row(Swap(changed, None if row is None else row.version), fresh, deadline)
+        old = [claim for claim in others if claim.deleted]
+        freed = await self._release({claim: current[claim.ident].version for claim in old}, deadline)
+        # Only what is stored: a release that came too late must not reach a copy.
+        return Executed(user, (changed, *mine, *freed))
+
+    async def _take(self, mine: Sequence[Record], current: Mapping[Key, Record], deadline: Deadline) -> list[Record]:
+        """Take claims; those that this user did not hold already. All or none, but for an unknown outcome.
+
+        One after the other, so that of two who want the same values one gets them all: at once, each could get one of
+        them and both be refused the other. A claim of one's own is taken again, at a higher version, for another
+        change of the same user may be about to give it back.
+        """
+        fresh: list[Record] = []
+        for claim in mine:
+            seen = current.get(claim.ident)
+            try:
+                await self._records.swap(Swap(claim, None if seen is None else seen.version), deadline)
+            except DatalayerError as error:
+                await self._give_back(fresh, deadline)
+                if isinstance(error, Conflict):
+                    raise Lost(error) from error
+                if error.outcome is Outcome.UNKNOWN:
+                    msg = f"a unique value could not be claimed: {error.message}; nothing was written"
+                    raise Unavailable(msg) from error
+                raise
+            if seen is None or seen.deleted:
+                fresh.append(claim)
+        return fresh
+
+    async def _write_row(self, swap: Swap, fresh: Sequence[Record], deadline: Deadline) -> None:
         try:
-            await self._records.swap(Swap(changed, None if row is None else row.version), deadline)
+            await self._records.swap(swap, deadline)
         except DatalayerError as error:
             # Of an unknown outcome: the row may have the names. Its claims stay, and are judged by the row.
             if error.outcome is Outcome.NOT_APPLIED:
-                await self._release(fresh, deadline)
+                await self._give_back(fresh, deadline)
             if isinstance(error, Conflict):
                 raise Lost(error) from error
             raise
-        freed = [r for r in records if r.kind == "claim" and r.deleted]
-        await self._swap_claims(freed, {r.ident: current[r.ident].version for r in freed}, deadline)
-        return Executed(user, records)
 
-    async def _take(
-        self, mine: Sequence[Record], fresh: Sequence[Record], current: dict[Key, Record], deadline: Deadline
-    ) -> None:
-        swaps = [Swap(r, current[r.ident].version if r.ident in current else None) for r in mine]
-        answers = await asyncio.gather(*(self._records.swap(s, deadline) for s in swaps), return_exceptions=True)
-        failed = [answer for answer in answers if isinstance(answer, BaseException)]
-        if not failed:
-            return
-        # Also those of an unknown outcome: the row was not touched, so nobody has the names yet.
-        await self._release(fresh, deadline)
-        first = next((error for error in failed if not isinstance(error, Conflict)), failed[0])
-        if isinstance(first, Conflict):
-            raise Lost(first) from first
-        if isinstance(first, DatalayerError) and first.outcome is Outcome.UNKNOWN:
-            raise Unavailable(f"a unique value could not be claimed: {first.message}; nothing was written") from first
-        raise first
+    async def _give_back(self, fresh: Sequence[Record], deadline: Deadline) -> None:
+        """Release claims that were just taken, for a row that was not written.
 
-    async def _release(self, mine: Sequence[Record], deadline: Deadline) -> None:
-        """Give back claims that were just taken, for a row that was not written."""
+        Not what this user held already: another change of the same user may be about to write it into the row,
+        trusting that same claim.
+        """
         now = self._clock.now_us()
-        given_back = [r._replace(version=max(r.version + 2, now), deleted=True) for r in mine]
-        await self._swap_claims(given_back, {r.ident: r.version for r in mine}, deadline)
+        released = {claim._replace(version=next_version(claim, now), deleted=True): claim.version for claim in fresh}
+        await self._release(released, deadline)
 
-    async def _swap_claims(self, claims: Sequence[Record], seen: dict[Key, int], deadline: Deadline) -> None:
-        async def swap(claim: Record) -> None:
-            with suppress(Conflict):  # taken again meanwhile, or never taken
-                await self._records.swap(Swap(claim, seen[claim.ident]), deadline)
+    async def _release(self, claims: Mapping[Record, int], deadline: Deadline) -> list[Record]:
+        """Release claims, each at the version that was seen; those that were released."""
 
-        for answer in await asyncio.gather(*(swap(claim) for claim in claims), return_exceptions=True):
+        async def swap(claim: Record, seen: int) -> Record | None:
+            with suppress(Conflict):  # taken again meanwhile
+                return await self._records.swap(Swap(claim, seen), deadline)
+            return None
+
+        released = []
+        answers = await asyncio.gather(*(swap(*one) for one in claims.items()), return_exceptions=True)
+        for answer in answers:
             if isinstance(answer, DatalayerError):
                 self.left_behind += 1
             elif isinstance(answer, BaseException):
                 raise answer
+            elif answer is not None:
+                released.append(answer)
+        return released
 
     # --- orphans ---------------------------------------------------------------------------------------------------
 
@@ -171,6 +191,7 @@ class ClaimingWriter:
         """Whether nobody has this claim's value, and no change under way can come to have it any more.
 
         True means that the claim may be swapped at the version seen. A young orphan's change is left alone: False.
+        Lost when its owner changed meanwhile.
         """
         owner = UUID(bytes=bytes(claim.fields[0]))  # type: ignore[arg-type]
         row = (await self._records.read([("user", owner.bytes)], deadline)).get(("user", owner.bytes))
@@ -180,22 +201,26 @@ class ClaimingWriter:
                 return True  # for good: nothing can be under way
             if claim.key in claim_keys(user.username, user.email):
                 return False
-        now = self._clock.now_us()
-        if now - claim.version < GRACE_US:
+        if self._clock.now_us() - claim.version < GRACE_US:
             return False
+        await self._stop(owner, row, deadline)
+        return True
+
+    async def _stop(self, owner: UUID, row: Record | None, deadline: Deadline) -> None:
+        """Change the row, so that no change of it that is under way can finish."""
+        now = self._clock.now_us()
         stop = given_up(owner, now) if row is None else row._replace(version=next_version(row, now))
         try:
             await self._records.swap(Swap(stop, None if row is None else row.version), deadline)
-        except Conflict:
-            return False
-        return True
+        except Conflict as error:
+            raise Lost(error) from error
 
     async def sweep(self, claim: Record, deadline: Deadline) -> bool:
         """Release a claim if it is an orphan; whether it was."""
-        if claim.deleted or not await self.is_orphan(claim, deadline):
-            return False
-        freed = claim._replace(version=next_version(claim, self._clock.now_us()), deleted=True)
         try:
+            if claim.deleted or not await self.is_orphan(claim, deadline):
+                return False
+            freed = claim._replace(version=next_version(claim, self._clock.now_us()), deleted=True)
             await self._records.swap(Swap(freed, claim.version), deadline)
         except Conflict:
             return False
