@@ -28,7 +28,7 @@ _ALTER_TABLE: Final = re.compile(rf"alter table (?:if exists )?(?:only )?{_NAME}
 _CREATE_INDEX: Final = re.compile(
     rf"create (?:unique )?index (concurrently )?(?:if not exists )?{_NAME} on (?:only )?{_NAME}"
 )
-_TIMEOUT: Final = re.compile(r"set (?:local |session )?lock_timeout (?:=|to) '?(\d+(?:\.\d+)?) ?(ms|s|min)?'?")
+_TIMEOUT: Final = re.compile(r"set (?:local |session )?lock_timeout ?(?:=|to) ?'?(\d+(?:\.\d+)?) ?(ms|s|min)?'?")
 _TIMEOUT_UNITS: Final = {"": 0.001, "ms": 0.001, "s": 1.0, "min": 60.0}
 _CHECK_NOT_NULL: Final = re.compile(rf"add constraint {_NAME} check \(+{_NAME} is not null\)+")
 _LOCKING: Final = re.compile(
@@ -189,6 +189,8 @@ def _index(statement: _Statement) -> Iterator[Told]:
 
 
 def _rewrite(statement: _Statement) -> Iterator[Told]:
+    if re.match(r"(vacuum full|cluster)\b", statement.text):
+        yield ("rewrite", "the table is copied while nobody can use it", "VACUUM, or pg_repack by hand")
     table, actions = _altered(statement)
     if not table or table in statement.state.new:
         return
@@ -203,8 +205,6 @@ def _rewrite(statement: _Statement) -> Iterator[Told]:
             yield from _added_column(table, action)
         if re.match(r"set (tablespace|logged|unlogged|access method)", action):
             yield ("rewrite", f"the whole of {table} is copied while nobody can use it", "do it in a new table")
-    if re.match(r"(vacuum full|cluster)\b", statement.text):
-        yield ("rewrite", "the table is copied while nobody can use it", "VACUUM, or pg_repack by hand")
 
 
 def _added_column(table: str, action: str) -> Iterator[Told]:
