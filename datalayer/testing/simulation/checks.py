@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.domains.record import digest
 from datalayer.domains.registry import DOMAINS
 from datalayer.routing.route import Phase
+from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,24 +22,30 @@ QUIET_ROUNDS: Final = 200
 
 
 def accepts(world: World, routing: Routing, place: Place, side: str) -> bool:
-    """Whether an ordinary write at a place would be taken now."""
-    server = world.servers[place.backend]
-    now = world.clock.monotonic()
-    if server.authority_class == "transactional":
-        sides = server._sides.get((routing.domain, place.attempt), {})  # noqa: SLF001 - a white-box oracle
-        return all(one.fence_now(now) == "open" for one in sides.values())
+    """Whether an ordinary write at a place, or at any part of it, would be taken now."""
+    domain = base_domain(routing.domain)
+    tables = [table for table, _ in world.tables(domain, place, routing.attempt)]
+    if world.servers[tables[0].backend].authority_class == "transactional":
+        return any(takes_writes(world, domain, table) for table in tables)
     log = world.control.log(f"{routing.domain}/{routing.attempt}/{side}")
-    return log.installed and log.fence_now(now) == "open"
+    return log.installed and log.fence_now(world.clock.monotonic()) == "open"
+
+
+def takes_writes(world: World, domain: str, table: Place) -> bool:
+    """Whether the tables of one place in one transactional server take writes now."""
+    sides = world.servers[table.backend]._sides.get((domain, table.attempt), {})  # noqa: SLF001 - a white-box oracle
+    now = world.clock.monotonic()
+    return all(side.fence_now(now) == "open" for side in sides.values())
 
 
 def one_authority(world: World) -> None:
-    """I6 now: while a migration lives, never do both sides take writes."""
-    routing = world.control.routes.get(world.pair.domain)
-    if routing is None or routing.at_rest or routing.target is None:
-        return
-    both = accepts(world, routing, routing.source, "source") and accepts(world, routing, routing.target, "target")
-    if both:
-        world.broken("I6", f"both sides take writes in {routing.phase}, epoch {routing.epoch}")
+    """I6 now: while a migration of the domain or of a slot group lives, never do both sides take writes."""
+    for name, routing in world.control.routes.items():
+        if base_domain(name) != world.pair.domain or routing.at_rest or routing.target is None:
+            continue
+        both = accepts(world, routing, routing.source, "source") and accepts(world, routing, routing.target, "target")
+        if both:
+            world.broken("I6", f"both sides of {name} take writes in {routing.phase}, epoch {routing.epoch}")
 
 
 def watch_authorities(world: World) -> None:
@@ -75,8 +82,11 @@ def _after(thing: Any, name: str, check: Callable[[], None]) -> None:
 
 def records_at(world: World, domain: str, place: Place) -> dict[Key, Record]:
     """Everything stored at a place."""
-    table = world.servers[place.backend].tables.get((domain, place.attempt))
-    return {} if table is None else dict(table.records)
+    found: dict[Key, Record] = {}
+    for part, _ in world.tables(domain, place, 0):
+        table = world.servers[part.backend].tables.get((domain, part.attempt))
+        found |= {} if table is None else table.records
+    return found
 
 
 def differences(domain: str, authority: dict[Key, Record], mirror: dict[Key, Record]) -> list[str]:
@@ -97,9 +107,12 @@ def differences(domain: str, authority: dict[Key, Record], mirror: dict[Key, Rec
 def backlog(world: World, routing: Routing) -> int:
     """How many keys the authority's journal holds."""
     side = "source" if routing.authority == routing.source else "target"
-    server = world.servers[routing.authority.backend]
-    if server.authority_class == "transactional":
-        return len(server.side((routing.domain, routing.authority.attempt), routing.attempt).journal)
+    domain = base_domain(routing.domain)
+    tables = world.tables(domain, routing.authority, routing.attempt)
+    if world.servers[tables[0][0].backend].authority_class == "transactional":
+        return sum(
+            len(world.servers[part.backend].side((domain, part.attempt), number).journal) for part, number in tables
+        )
     return len(world.control.log(f"{routing.domain}/{routing.attempt}/{side}").intents)
 
 
@@ -126,7 +139,9 @@ async def _drain(world: World, routing: Routing) -> None:
     from datalayer.routing.replay import Replayer  # noqa: PLC0415 - names used once
 
     machine, wire = world.machine("drain")
-    replayer = Replayer(world.places(machine, wire, world.clock), routing, "drain")
+    places = world.places(machine, wire, world.clock)
+    places.learn(world.control.routes)
+    replayer = Replayer(places, routing, "drain")
     for _ in range(QUIET_ROUNDS):
         await replayer.step()
         await asyncio.sleep(QUIET_S)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from datalayer.migrators.options import Failpoints, MigrateOptions
+    from datalayer.routing.route import Place
     from datalayer.stores.base import AuthorityClass
 
 BASE_US: Final = 1_800_000_000_000_000
@@ -82,12 +83,12 @@ class Process:
 
 @dataclass(slots=True)
 class Command:
-    """One coordinator at work on a machine of its own."""
+    """One operator's command at work on a machine of its own."""
 
     machine: Machine
     wire: Wire
-    coordinator: Coordinator
     task: asyncio.Task[Any]
+    coordinator: Any = None
 
 
 class World:
@@ -103,16 +104,10 @@ class World:
         self.trace = Trace()
         self.hits: Counter[str] = Counter()
         self.history = History(self.clock)
-        self.servers = {
-            "s": MemoryServer("s", self.clock, authority_class=pair.source),
-            "t": MemoryServer("t", self.clock, authority_class=pair.target),
-            "u": MemoryServer("u", self.clock),
-        }
+        self.servers = self._make_servers()
         self.control = MemoryControlServer("c", self.clock)
         self.control.pushes = pushes
-        routes = {"messages": "u", "users": "u", pair.domain: "s"}
-        backends = {name: {"url": "memory://"} for name in self.servers}
-        self.settings = parse_settings({"backends": backends, "routes": routes, "control": {"url": "memory://"}})
+        self.settings = parse_settings({**self._config(), "control": {"url": "memory://"}})
         self.options = LayerOptions(eager=eager, assist=assist)
         self.processes: list[Process] = []
         self.dead: list[str] = []
@@ -121,6 +116,23 @@ class World:
         self._machines: list[Machine] = []
         self._wires: list[Wire] = []
         self._numbers = 0
+
+    def _make_servers(self) -> dict[str, MemoryServer]:
+        return {
+            "s": MemoryServer("s", self.clock, authority_class=self.pair.source),
+            "t": MemoryServer("t", self.clock, authority_class=self.pair.target),
+            "u": MemoryServer("u", self.clock),
+        }
+
+    def _config(self) -> dict[str, Any]:
+        """Backends and first places, as in a configuration file."""
+        routes = {"messages": "u", "users": "u", self.pair.domain: "s"}
+        return {"backends": {name: {"url": "memory://"} for name in self.servers}, "routes": routes}
+
+    def tables(self, domain: str, place: Place, attempt: int) -> list[tuple[Place, int]]:
+        """What a place consists of: each part's own place, and the number of its guard for an attempt."""
+        del domain
+        return [(place, attempt)]
 
     # --- machines ---------------------------------------------------------------------------------------------------
 
@@ -137,12 +149,14 @@ class World:
     def places(self, machine: Machine, wire: Wire, clock: SimulatedClock) -> Places:
         """Places of one machine that is no member of the fleet."""
         control = MemoryControl(self.control, client=machine.name, inject=wire)
-        return Places(self._backends(machine, wire), control, clock, eager=False)
+        return Places(self.backends(machine, wire), control, clock, eager=False)
 
-    def _backends(self, machine: Machine, wire: Wire) -> dict[str, Any]:
+    def backends(self, machine: Machine, wire: Wire) -> dict[str, Any]:
+        """The clients of one machine, by the names of their backends."""
         return {n: MemoryBackend(s, name=n, client=machine.name, inject=wire) for n, s in self.servers.items()}
 
-    def _clock(self) -> SimulatedClock:
+    def machine_clock(self) -> SimulatedClock:
+        """The clock of another machine: it goes somewhat wrong."""
         return SimulatedClock(self.loop, self.rng.randrange(-SKEW_US, SKEW_US + 1))
 
     async def start(self, name: str = "app") -> Process:
@@ -152,8 +166,8 @@ class World:
         layer = DataLayer(
             self.settings,
             control,
-            self._backends(machine, wire),
-            clock=self._clock(),
+            self.backends(machine, wire),
+            clock=self.machine_clock(),
             options=replace(self.options, name=machine.name),
             seed=self.rng.getrandbits(32),
         )
@@ -187,14 +201,19 @@ class World:
         if failpoints is not None:
             more["failpoints"] = failpoints
         coordinator = Coordinator(
-            self.places(machine, wire, self._clock()),
+            self.places(machine, wire, self.machine_clock()),
             self.pair.domain,
             holder=machine.name,
             options=replace(options, assume_dead=(*options.assume_dead, *self.dead)),
             **more,
         )
-        task = self.loop.spawn(machine, _quietly(act(coordinator)), name=machine.name)
-        return Command(machine, wire, coordinator, task)
+        command = self.run_command(machine, wire, act(coordinator))
+        command.coordinator = coordinator
+        return command
+
+    def run_command(self, machine: Machine, wire: Wire, work: Coroutine[Any, Any, Any]) -> Command:
+        """Run an operator's command on its machine."""
+        return Command(machine, wire, self.loop.spawn(machine, _quietly(work), name=machine.name))
 
     async def elapse(self, seconds: float) -> None:
         """Let virtual time pass: costs nothing."""
