@@ -6,11 +6,12 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.errors import PreconditionFailed, SchemaBehind, StaleRoute, Unavailable
+from datalayer.errors import ConfigurationError, PreconditionFailed, SchemaBehind, StaleRoute, Unavailable
 from datalayer.schemas import history, metadata
 from datalayer.stores.base import MetaRow
 from datalayer.stores.postgres.database import PostgresDatabase
 from datalayer.stores.postgres.guard import PostgresGuard
+from datalayer.stores.postgres.replicas import LogEnd, PostgresReplica, ReplicaDatabase, place_of, share_out
 from datalayer.stores.postgres.rows import PostgresCodec
 from datalayer.stores.postgres.schema import SCHEMA_LOCK, PostgresSchema
 from datalayer.stores.postgres.stores import PostgresMessages, PostgresUsers
@@ -18,13 +19,14 @@ from datalayer.stores.postgres.token import take_token
 from datalayer.stores.sql.statement import create_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import sqlalchemy as sa
 
     from datalayer.clock import Clock, Deadline
     from datalayer.settings import BackendUrl
     from datalayer.stores.base import AuthorityClass, Guard, Token
+    from datalayer.stores.replicated import LogPosition
     from datalayer.stores.sql.codec import RowCodec
     from datalayer.stores.sql.database import Dialect, Row, SqlDatabase
     from datalayer.stores.sql.relation import Relation
@@ -75,10 +77,12 @@ class PostgresBackend:
     product: str = "postgresql"
     authority_class: AuthorityClass = "transactional"
 
-    def __init__(self, name: str, db: PostgresDatabase, clock: Clock) -> None:
+    def __init__(self, name: str, db: PostgresDatabase, clock: Clock, replicas: Sequence[PostgresReplica] = ()) -> None:
         self.name = name
         self.db = db
+        self.replicas = replicas
         self._product = PostgresProduct(db, clock)
+        self._log = LogEnd(db)
 
     async def open(self) -> None:
         rows = await self.db.fetch(
@@ -96,18 +100,22 @@ class PostgresBackend:
             raise Unavailable(f"{self.db.where} is a standby")
 
     async def close(self) -> None:
+        for replica in self.replicas:
+            await replica.close()
         await self.db.close()
 
     async def ping(self, deadline: Deadline) -> None:
         await self.db.fetch("SELECT 1", deadline=deadline)
+
+    async def position(self, deadline: Deadline) -> LogPosition:
+        return await self._log.ask(deadline)
 
     def refuses(self, domain: str) -> str | None:
         return None if domain in ("messages", "users") else "this version keeps only messages and users in Postgres"
 
     def store(self, domain: str, attempt: int) -> Any:
         assert self.refuses(domain) is None, "routing asks refuses() first"
-        make = PostgresMessages if domain == "messages" else PostgresUsers
-        return make(self.db, self._product, attempt)
+        return _store(self.db, self._product, domain, attempt)
 
     def sql_schema(self) -> PostgresSchema:
         """The way to this database's schema, for the schema tools."""
@@ -184,7 +192,33 @@ class PostgresBackend:
         return SchemaBehind(f"backend {self.name!r} has no datalayer schema", hint="datalayer schema upgrade")
 
 
-def create_backend(name: str, url: BackendUrl, *, pool_max: int, clock: Clock) -> PostgresBackend:
-    """A backend of a ``postgresql://`` URL, not yet opened."""
+def _store(
+    db: PostgresDatabase, product: PostgresProduct, domain: str, attempt: int
+) -> PostgresMessages | PostgresUsers:
+    make = PostgresMessages if domain == "messages" else PostgresUsers
+    return make(db, product, attempt)
+
+
+def create_backend(
+    name: str, url: BackendUrl, *, pool_max: int, clock: Clock, replicas: Sequence[BackendUrl] = ()
+) -> PostgresBackend:
+    """A backend of a ``postgresql://`` URL, not yet opened. ``pool_max`` is shared with its replicas.
+
+    ConfigurationError for a replica behind a pooler.
+    """
     process = f"{socket.gethostname()}:{os.getpid()}"
-    return PostgresBackend(name, PostgresDatabase(url, name=name, process=process, pool_max=pool_max), clock)
+    mine, each = share_out(pool_max, len(replicas))
+
+    def replica(url: BackendUrl) -> PostgresReplica:
+        place = place_of(url)
+        if url.options.get("pgbouncer"):
+            raise ConfigurationError(
+                f"the replica at {place} of backend {name!r} is behind a pooler, which hides what server answers",
+                hint="give the replica's own address, without pgbouncer=true",
+            )
+        db = ReplicaDatabase(url, name=f"{name} replica", process=process, pool_max=each)
+        product = PostgresProduct(db, clock)
+        return PostgresReplica(db, place, each, lambda domain, attempt: _store(db, product, domain, attempt))
+
+    db = PostgresDatabase(url, name=name, process=process, pool_max=mine)
+    return PostgresBackend(name, db, clock, [replica(one) for one in replicas])
