@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed, SchemaBehind, VerificationFailed
+from datalayer.migrators.around import leave_domain
 from datalayer.migrators.backfill import Backfill
 from datalayer.migrators.fleet import await_fleet
 from datalayer.migrators.plan import Until
@@ -341,6 +342,7 @@ async def last_drain(work: Work) -> str:
 async def retire_source(work: Work) -> str:
     """The source keeps its data and its fence, and says itself that it is retired."""
     migration = work.migration
+    await leave_domain(work, migration.source)
     await work.source_guard.remove(work.token, keep_fence=True)
     deployment = await work.control.deployment()
     row = MetaRow(migration.domain, migration.source.attempt, deployment, "retired", work.routing.epoch)
@@ -367,6 +369,7 @@ async def drop_target(work: Work) -> str:
     """The copy goes; what cannot be reached now is left behind under its attempt's name, where nothing reads it."""
     try:
         await work.places.ensure_open(work.migration.target)
+        await leave_domain(work, work.migration.target)
         await work.target_guard.remove(work.token, keep_fence=False)
         await work.target_store.drop()
         detail = "dropped"

@@ -21,6 +21,7 @@ from datalayer.errors import (
     Unavailable,
 )
 from datalayer.migrators.actions import VERDICT, fit_target, run_verification
+from datalayer.migrators.around import Around, replay_around
 from datalayer.migrators.lease import held_lease
 from datalayer.migrators.options import MigrateOptions, Silent, from_kept
 from datalayer.migrators.plan import Stage, Standing, Until, next_stage, next_stage_back
@@ -60,7 +61,9 @@ class Coordinator:
         reporter: Reporter = _SILENT,
         failpoints: Failpoints = _SILENT,
         patience_s: float = PATIENCE_S,
+        domain_lease: int | None = None,
     ) -> None:
+        """``domain_lease``: of a slot group, the token of its domain's lease where the caller holds that already."""
         if base_domain(domain) not in DOMAINS:
             raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
         self.places = places
@@ -72,6 +75,7 @@ class Coordinator:
         self._reporter = reporter
         self._failpoints = failpoints
         self._patience_s = patience_s
+        self._domain_lease = domain_lease
 
     # --- what an operator can ask for -------------------------------------------------------------------------------
 
@@ -259,14 +263,30 @@ class Coordinator:
 
     # --- lease, migration, background replay ------------------------------------------------------------------------
 
-    def _leased(self) -> AbstractAsyncContextManager[int]:
-        return held_lease(self._control, self._places.clock, self._domain, self._holder, self._reporter.note)
+    @asynccontextmanager
+    async def _leased(self) -> AsyncIterator[int]:
+        group = parse_group(self._domain)
+        if group is None or self._domain_lease is not None:
+            async with self._lease(self._domain) as value:
+                yield value
+            return
+        async with self._lease(group.domain) as domain_lease, self._lease(self._domain) as value:
+            self._domain_lease = domain_lease
+            try:
+                yield value
+            finally:
+                self._domain_lease = None
+
+    def _lease(self, name: str) -> AbstractAsyncContextManager[int]:
+        return held_lease(self._control, self._places.clock, name, self._holder, self._reporter.note)
 
     @asynccontextmanager
     async def _working(self, migration: Migration, value: int) -> AsyncIterator[Work]:
         _, routings = await self._control.routings()
         self._places.learn(routings)
         token = Token(migration.id, self._domain, migration.attempt, value)
+        await self._check_groups_at_rest(routings)
+        around = await self._around(routings)
         options = from_kept(self._options, migration.options)
         work = Work(
             self._places,
@@ -277,16 +297,32 @@ class Coordinator:
             options,
             self._reporter,
             self._failpoints,
+            around=around,
         )
         await self._raise_token(work)
         if not work.routing.at_rest:
             await write_roles(self._places, work.routing)
-        replay = asyncio.create_task(self._replay_forever(work), name="datalayer-replay")
+        tasks = [asyncio.create_task(self._replay_forever(work), name="datalayer-replay")]
+        if around is not None:
+            replaying = replay_around(self._places, around, self._reporter.note)
+            tasks.append(asyncio.create_task(replaying, name="datalayer-replay-domain"))
         try:
             yield work
         finally:
-            replay.cancel()
-            await asyncio.gather(replay, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _around(self, routings: Mapping[str, Routing]) -> Around | None:
+        """Of a slot group: its domain's migration, which rests at `target` with the way back open."""
+        group = parse_group(self._domain)
+        if group is None or routings[group.domain].at_rest:
+            return None
+        routing = routings[group.domain]
+        live = next(m for m in await self._control.migrations(group.domain) if m.attempt == routing.attempt)
+        assert self._domain_lease is not None, "a group moves under its domain's lease"
+        await self._places.ensure_open(live.source)
+        return Around(live, routing, Token(live.id, group.domain, live.attempt, self._domain_lease))
 
     async def _raise_token(self, work: Work) -> None:
         """In both databases, before the first step; one that is down is waited for while the patience lasts."""
@@ -383,10 +419,13 @@ class Coordinator:
             raise PreconditionFailed(reason)
 
     async def _check_groups_at_rest(self, routings: Mapping[str, Routing]) -> None:
-        """A domain does not move while one of its slot groups does, nor a group while its domain does."""
+        """A domain does not move while one of its slot groups does, nor a group while its domain does.
+
+        At `target` a domain rests, with the way back open.
+        """
         group = parse_group(self._domain)
         if group is not None:
-            if not routings[group.domain].at_rest:
+            if not (routings[group.domain].at_rest or routings[group.domain].phase is Phase.TARGET):
                 raise PreconditionFailed(
                     f"{group.domain} is moving as a whole: the phase is {routings[group.domain].phase}",
                     hint="complete, or roll back and cancel, that migration first",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import MigrationError, NotFinished, Unavailable
 from datalayer.migrators.actions import VERDICT, check_ready
+from datalayer.migrators.around import drain_around
 from datalayer.migrators.verify import Verifier
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.route import Phase
@@ -35,6 +36,7 @@ async def check_hold(work: Work) -> str:
     await check_ready(work)
     assert work.routing.canary_pct == 100, "a flip needs every reader at the journal-first rule (I3)"
     await _check_changed_so_far(work)
+    await drain_around(work)
     async with work.replay_lock:
         replayer = await work.replayer()
         backlog = 0
@@ -85,7 +87,8 @@ async def drain(work: Work) -> str:
             done += len(replayed.records)
             work.note_changed(replayed.records)
             if replayed.empty:
-                return f"{done} replayed"
+                handed = await drain_around(work)
+                return f"{done} replayed" + (f", {handed} of the domain's journal handed over" if handed else "")
             await _check_budget(work)
             if not replayed.records:
                 await asyncio.sleep(0.001)

@@ -26,6 +26,7 @@ class Action(StrEnum):
     CATCH_UP = "catch_up"
     VERIFY = "verify"
     CHECK_ARM = "check_arm"
+    JOIN_DOMAIN = "join_domain"
     PUBLISH_ARMED = "publish_armed"
     AWAIT_READERS = "await_readers"
     CHECK_HOLD = "check_hold"
@@ -70,7 +71,7 @@ PLAN: Final[dict[Stage, tuple[Action, ...]]] = {
     # waited has published already, and the next one begins with the stage that follows.
     Stage.BACKFILL: (Action.AWAIT_WRITERS, Action.BACKFILL, Action.CATCH_UP),
     Stage.VERIFY: (Action.CATCH_UP, Action.VERIFY),
-    Stage.ARM: (Action.CHECK_ARM, Action.PUBLISH_ARMED, Action.AWAIT_READERS),
+    Stage.ARM: (Action.CHECK_ARM, Action.JOIN_DOMAIN, Action.PUBLISH_ARMED, Action.AWAIT_READERS),
     Stage.FLIP: (
         Action.AWAIT_READERS,
         Action.CHECK_HOLD,

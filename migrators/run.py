@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError
-from datalayer.migrators import actions, hold
+from datalayer.migrators import actions, around, hold
 from datalayer.migrators.plan import PLAN, Action, Stage
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ HANDLERS: Final[dict[Action, Callable[[Work], Awaitable[str]]]] = {
     Action.CATCH_UP: actions.catch_up,
     Action.VERIFY: actions.verify,
     Action.CHECK_ARM: actions.check_arm,
+    Action.JOIN_DOMAIN: around.join_domain,
     Action.PUBLISH_ARMED: actions.publish_armed,
     Action.AWAIT_READERS: actions.await_readers,
     Action.CHECK_HOLD: hold.check_hold,

@@ -210,25 +210,20 @@ class Mover:
         under way have ended. Running it again goes on.
         """
         control, clock = self._places.control, self._places.clock
-        async with held_lease(control, clock, self._domain, self._holder, self._reporter.note):
+        async with held_lease(control, clock, self._domain, self._holder, self._reporter.note) as value:
             sharding = await sharding_of(self._places, self._domain)
-            if not self._places.routing_of(self._domain).at_rest:
-                raise PreconditionFailed(
-                    f"{self._domain} is moving as a whole: the phase is {self._places.routing_of(self._domain).phase}",
-                    hint="complete, or roll back and cancel, that migration first",
-                )
             begun = [(m.domain, m.target.backend) for m in await unfinished(self._places, self._domain)]
-            await self._all(begun)
+            await self._all(begun, value)
             names = {name for name, _ in begun}
             planned = [
                 (m.load.group.name, member_name(sharding.backend.name, m.to))
                 for m in moves
                 if m.load.group.name not in names
             ]
-            await self._all(planned)
+            await self._all(planned, value)
         return self.moved
 
-    async def _all(self, work: Sequence[tuple[str, str]]) -> None:
+    async def _all(self, work: Sequence[tuple[str, str]], domain_lease: int) -> None:
         left = list(work)[::-1]
         errors: list[DatalayerError] = []
 
@@ -236,7 +231,7 @@ class Mover:
             while left and not errors:
                 name, to = left.pop()
                 try:
-                    await self._move(name, to)
+                    await self._move(name, to, domain_lease)
                 except DatalayerError as error:
                     errors.append(error)
 
@@ -244,7 +239,7 @@ class Mover:
         if errors:
             raise errors[0]
 
-    async def _move(self, name: str, to: str) -> None:
+    async def _move(self, name: str, to: str, domain_lease: int) -> None:
         group = parse_group(name)
         assert group is not None, "only slot groups are moved here"
         if self._places.routing_of(name).at_rest and self._places.routing_of(name).authority.backend == to:
@@ -256,6 +251,7 @@ class Mover:
             options=self._options,
             reporter=self._reporter,
             failpoints=self._failpoints,
+            domain_lease=domain_lease,
         )
         migration = await coordinator.migrate(to)
         if "completed" not in migration.milestones:

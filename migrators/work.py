@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datalayer.control.base import Control, Migration
     from datalayer.domains.record import Record
     from datalayer.domains.registry import Domain
+    from datalayer.migrators.around import Around
     from datalayer.migrators.options import Failpoints, MigrateOptions, Reporter
     from datalayer.routing.places import Places
     from datalayer.routing.route import Place, Routing
@@ -48,6 +49,9 @@ class Work:
     """Milliseconds of each action within the present hold."""
     changed: set[Any] = field(default_factory=set)
     """Keys replayed since the last clean verification."""
+    around: Around | None = None
+    """Of a slot group: its domain's own migration, when that has the way back open."""
+    around_guards: dict[Place, Guard] = field(default_factory=dict)
     _replayer: Replayer | None = None
     _replayer_epoch: int = -1
 
@@ -113,6 +117,7 @@ class Work:
     async def publish(self, routing: Routing) -> None:
         """Publish a routing as this coordinator."""
         self.routing = await self.control.publish(self.token, routing, actor=self.holder)
+        self.places.note(self.routing)
 
     async def add_milestones(self, *names: str) -> None:
         """Enter milestones."""

@@ -66,7 +66,9 @@ async def finish_flip(
     if isinstance(other, IntentGuard):
         await other.set_floor(max(last.max_version, places.clock.now_us()))
     await other.open(migration.flips)
-    return await places.control.publish(token, replace(routing, phase=AFTER_FLIP[routing.phase]), actor=actor)
+    published = await places.control.publish(token, replace(routing, phase=AFTER_FLIP[routing.phase]), actor=actor)
+    places.note(published)
+    return published
 
 
 async def write_roles(places: Places, routing: Routing) -> None:

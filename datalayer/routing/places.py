@@ -84,6 +84,10 @@ class Places:
         """Take note of the control store's newest routings: what lies in slot groups is found by them."""
         self._routings = routings
 
+    def note(self, routing: Routing) -> None:
+        """Take note of one routing that was published here."""
+        self._routings = {**self._routings, routing.domain: routing}
+
     def routing_of(self, name: str) -> Routing:
         """The routing of a domain or slot group, as last learnt."""
         return self._routings[name]

@@ -13,6 +13,7 @@ import heapq
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from datalayer.domains.record import ROUTING_BYTES
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import Swap
 from datalayer.errors import CrossShardError, Quarantine, SchemaBehind, StaleRoute, Unavailable
@@ -70,12 +71,12 @@ class ShardedStore:
         await self.places.ensure_open(place)
         return self.places.store(self.domain, place)
 
-    def router(self, routing_key: bytes) -> Router:
+    def router(self, key: bytes) -> Router:
         """The router of a key's group, for the application."""
         if not self._routers:
             routers = self.places.group_routers
             self._routers = self.map.by_slot([routers[group.name] for group in self.map.groups])
-        return self._routers[slot_of(routing_key)]
+        return self._routers[slot_of(key[:ROUTING_BYTES])]
 
     def by_group(self, items: Iterable[R], routing: Callable[[R], bytes]) -> dict[Group, list[R]]:
         """Items by the group of their routing keys."""

@@ -112,6 +112,41 @@ def test_one_database_becomes_shards_is_rebalanced_drained_and_becomes_one_again
     with_layer(world, lambda layer: layer.users.create(username="after"))
 
 
+def test_a_domain_is_rolled_back_after_its_groups_have_moved(world: World) -> None:
+    fill(world, 30)
+    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+
+    def write(generation: str) -> None:
+        async def act(layer: DataLayer) -> None:
+            page = await layer.users.list(limit=100)
+            for user in page.items[:20]:
+                await layer.users.update(user.id, username=f"{generation}-{user.id}")
+            await layer.users.delete(page.items[-1].id)
+            await layer.users.create(username=f"new in {generation}")
+
+        with_layer(world, act)
+
+    write("on two")
+    world.run("shards", "rebalance", "--add", "s2", "--by", "slots", "--yes", "--config", world.config)
+    write("on three")
+    world.run("shards", "drain", "s0", "--by", "slots", "--yes", "--purge", "--parallel", "3", "--config", world.config)
+    write("on the rest")
+    last = names(world)
+    assert len(last) == 30
+    world.run("migrations", "verify", "--config", world.config)
+    world.run("migrations", "rollback", "--yes", "--config", world.config)
+    assert names(world) == last
+    routes = {route["domain"]: route for route in world.json("routes", "--config", world.config)["routes"]}
+    assert routes["users"]["backend"] == "main"
+    write("back on one")
+    world.run("migrations", "cutover", "--yes", "--config", world.config)
+    write("over again")
+    world.run("shards", "rebalance", "--by", "slots", "--yes", "--config", world.config)
+    last = names(world)
+    world.run("migrations", "complete", "--yes", "--config", world.config)
+    assert names(world) == last
+
+
 def test_names_stay_unique_over_shards_and_through_the_way_back(world: World) -> None:
     fill(world, 5)
     world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
@@ -231,10 +266,29 @@ async def moving(world: World) -> AsyncIterator[Any]:
 
 def test_groups_do_not_move_while_their_domain_does(world: World) -> None:
     fill(world, 3)
-    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+    world.run("migrate", "users", "--to", "shards", "--until", "complete", "--yes", "--config", world.config)
+    world.run("migrate", "users", "--to", "main", "--until", "verified", "--yes", "--config", world.config)
     refused = world.run("shards", "rebalance", "--add", "s2", "--yes", "--config", world.config, exit_code=3)
-    assert "users is moving as a whole: the phase is target" in refused.stderr
+    assert "users is moving as a whole: the phase is dual" in refused.stderr
     assert world.json("shards", "list", "--config", world.config)["unfinished_moves"] == 0
+
+
+def test_a_domain_is_not_rolled_back_while_a_group_moves(world: World) -> None:
+    fill(world, 10)
+    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+
+    async def died() -> None:
+        async with moving(world) as (places, moves):
+            with pytest.raises(NotFinished, match="stopped by the test"):
+                await Mover(places, "users", holder="test", failpoints=StopAt("join_domain.after", 1)).run(moves)
+
+    asyncio.run(died())
+    for action in ("rollback", "complete"):
+        refused = world.run("migrations", action, "users-1", "--yes", "--config", world.config, exit_code=3)
+        assert "are moving to 'shards/s2'" in refused.stderr
+    world.run("shards", "rebalance", "--add", "s2", "--yes", "--config", world.config)
+    world.run("migrations", "rollback", "--yes", "--config", world.config)
+    assert len(names(world)) == 10
 
 
 def test_an_orphan_is_swept_and_a_young_one_left(world: World) -> None:

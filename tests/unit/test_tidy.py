@@ -16,6 +16,7 @@ PUBLIC_NAMES: list[str] = [
     "AlreadyExists",
     "ConfigurationError",
     "Conflict",
+    "Count",
     "DataLayer",
     "DatalayerError",
     "DeadlineExceeded",

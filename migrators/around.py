@@ -1,0 +1,102 @@
+"""A slot group that moves while its whole domain has the way back open.
+
+After `migrate users --to shards` the source is kept in step by the reverse journals of the groups' tables, so that the
+domain can be rolled back - also after its groups have gone to other shards. A group's move therefore hands the domain's
+journal over: it is put on at the new place before the first write there, and inside the hold what the old place's
+journal still holds is replayed to the domain's source. Nothing is left behind, and nothing has to be remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from datalayer.errors import DatalayerError, NotFinished
+from datalayer.routing.replay import Replayer
+from datalayer.routing.shards import parse_group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datalayer.control.base import Migration
+    from datalayer.migrators.work import Work
+    from datalayer.routing.places import Places
+    from datalayer.routing.route import Place, Routing
+    from datalayer.stores.base import Guard, Token
+
+BATCH: Final = 500
+ROUNDS: Final = 10_000
+IDLE_S: Final = 0.02
+RETRY_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """The domain's own migration, at `target`; ``token`` is of the domain's lease, which is held."""
+
+    migration: Migration
+    routing: Routing
+    token: Token
+
+    def guard(self, work: Work, place: Place) -> Guard:
+        """The domain's guard at one place of the group that moves."""
+        group = parse_group(work.migration.domain)
+        assert group is not None, "only slot groups move inside their domain"
+        number = group.numbered(self.migration.attempt)
+        if place not in work.around_guards:
+            work.around_guards[place] = work.places.store(group.domain, place).guard(number)
+        return work.around_guards[place]
+
+
+async def join_domain(work: Work) -> str:
+    """The domain's journal is on at the other side before anything can be written there."""
+    if work.around is None or work.routing.mirror is None:
+        return "not needed"
+    await work.around.guard(work, work.routing.mirror).install(work.around.token, sealed=False)
+    return f"the journal of {work.around.migration.id} is on at {work.routing.mirror.backend}"
+
+
+async def leave_domain(work: Work, place: Place) -> None:
+    """The domain's journal goes from a place that the group has left."""
+    if work.around is not None:
+        await work.around.guard(work, place).remove(work.around.token, keep_fence=False)
+
+
+async def drain_around(work: Work) -> int:
+    """Replay what the domain's journal holds at the group's authority to the domain's source; how many records.
+
+    Raises what the source raises: a hold steps back then.
+    """
+    around = work.around
+    if around is None:
+        return 0
+    journal = around.guard(work, work.routing.authority).journal
+    domain = around.migration.domain
+    source = work.places.guard(domain, around.migration.source, around.migration.attempt, "source")
+    done = 0
+    for _ in range(ROUNDS):
+        records = await journal.pending(BATCH)
+        if not records:
+            return done
+        await source.apply(records)
+        await journal.settle(records)
+        done += len(records)
+    raise NotFinished(f"the journal of {around.migration.id} does not get shorter")
+
+
+async def replay_around(places: Places, around: Around, note: Callable[[str], None]) -> None:
+    """Keep the domain's source in step for as long as its lease is held here, where no other process does it."""
+    replayer: Replayer | None = None
+    while True:
+        idle = True
+        try:
+            if replayer is None:
+                replayer = Replayer(places, around.routing, around.migration.id)
+                await replayer.load_quarantine()
+            idle = not (await replayer.step()).records
+        except DatalayerError as error:
+            if not error.retryable:
+                note(f"replay of {around.migration.id}: {error.message}")
+            await asyncio.sleep(RETRY_S)
+        await asyncio.sleep(IDLE_S if idle else 0)
