@@ -357,7 +357,7 @@ def _check_backend(
         reader.fault((*key, "members"), "cannot stand beside url", "one store has a url, a sharded one has members")
     elif len({member.scheme for member in members.values()}) > 1:
         reader.fault((*key, "members"), "must all be of one kind")
-    elif len({_place_of(member) for member in members.values()}) < len(members):
+    elif len({_place_of(url, name) for name, url in members.items()}) < len(members):
         reader.fault((*key, "members"), "name one place twice")
     elif replicas and (url is None or any(replica.scheme != url.scheme for replica in replicas)):
         reader.fault((*key, "replicas"), "must be of the same kind as url", "a sharded backend has none here")
@@ -367,8 +367,16 @@ def _check_backend(
         reader.fault((*key, "replicas"), "name one place twice, or that of url")
 
 
-def _place_of(url: BackendUrl) -> tuple[object, ...]:
-    return url.scheme, url.hosts, url.database, url.path, url.options.get("host")
+def _place_of(url: BackendUrl, name: str = "") -> tuple[object, ...]:
+    """What tells one place from another; in memory a server is called by the name of its member."""
+    return (
+        name if url.scheme == "memory" else "",
+        url.scheme,
+        url.hosts,
+        url.database,
+        url.path,
+        url.options.get("host"),
+    )
 
 
 def _routes(reader: Reader, backends: Iterable[str]) -> dict[str, str]:

@@ -416,3 +416,8 @@ def test_describe_says_every_key(tmp_path: Path) -> None:
         "limits": {"body_max_bytes": 1_048_576},
         "deadlines": {"default_s": 5.0, "max_s": 30.0},
     }
+
+
+def test_members_in_memory_are_places_of_their_own(tmp_path: Path) -> None:
+    text = "[backends.main]\nmembers = { a = 'memory://', b = 'memory://' }\n[control]\nurl = 'memory://'"
+    assert set(load(tmp_path, text).backends["main"].members) == {"a", "b"}
