@@ -225,17 +225,22 @@ class DataLayer:
 
     async def health(self) -> dict[str, Any]:
         """For readiness probes: {"ready": bool, "domains": {...}, "backends": {name: "ok" | reason}, "replicas":
-        {backend: [...]}}. A replica that is down leaves a process ready: the primary answers in its place.
+        {backend: [...]}}. A replica that is down leaves a process ready: the primary answers in its place; one shard
+        that is down does, too: the others' users are served.
         """
         deadline = Deadline(self.clock, 2.0)
-        used = {r.routing.authority.backend for r in self._routers.values()}
-        answers = await asyncio.gather(*(self._ping(name, deadline) for name in sorted(used)))
-        backends = dict(zip(sorted(used), answers, strict=True))
+        stores = {
+            r.routing.authority.backend: self.backends[r.routing.authority.backend] for r in self._routers.values()
+        }
+        shards = {name: sorted(b.members) if isinstance(b, ShardedBackend) else [name] for name, b in stores.items()}
+        used = sorted({member for members in shards.values() for member in members})
+        answers = await asyncio.gather(*(self._ping(name, deadline) for name in used))
+        backends = dict(zip(used, answers, strict=True))
         domains = {
             name: {"phase": str(r.routing.phase), "epoch": r.routing.epoch, "backend": r.routing.authority.backend}
             for name, r in self._routers.items()
         }
-        ready = all(answer == "ok" for answer in answers)
+        ready = all(any(backends[member] == "ok" for member in members) for members in shards.values())
         replicas = {name: watch.status() for name, watch in self._watches.items()}
         return {
             "ready": ready,

@@ -12,7 +12,9 @@ from datalayer.control.connect import open_control
 from datalayer.errors import DatalayerError, SchemaBehind
 from datalayer.layer import MOVABLE, close_stores, make_backends
 from datalayer.routing.places import SELF_CREATING
+from datalayer.routing.shards import parse_group
 from datalayer.stores.registry import DISTRIBUTION
+from datalayer.stores.sharded import ShardedBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from datalayer.control.base import Control
     from datalayer.routing.route import Routing
     from datalayer.settings import BackendUrl, Settings
-    from datalayer.stores.base import Backend
+    from datalayer.stores.base import Backend, MetaRow
 
 IMPORT_NAME: Final = "datalayer"
 PINGS: Final = 5
@@ -114,7 +116,7 @@ async def _control(control: Control, clock: Clock) -> tuple[list[Finding], Mappi
 
 async def _backend(settings: Settings, backend: Backend, name: str, clock: Clock) -> list[Finding]:
     what = f"backend {name}"
-    url = settings.backends[name].url
+    url = None if isinstance(backend, ShardedBackend) else _url(settings, name)
     if url is not None and _absent(url):
         return [Finding(what, True, f"{url.path} is not there yet: it is made when it is first used")]
     try:
@@ -135,6 +137,12 @@ async def _backend(settings: Settings, backend: Backend, name: str, clock: Clock
     return [Finding(what, True, f"{backend.product} answers in {took_ms:.1f} ms, schema ready")]
 
 
+def _url(settings: Settings, name: str) -> BackendUrl | None:
+    """Where a backend or shard is."""
+    whole, _, member = name.partition("/")
+    return settings.backends[whole].members[member] if member else settings.backends[name].url
+
+
 async def _routes(
     settings: Settings, backends: Mapping[str, Backend], routings: Mapping[str, Routing]
 ) -> list[Finding]:
@@ -150,6 +158,14 @@ async def _routes(
             findings.append(Finding(f"route {domain}", False, detail, f"add [backends.{name}] to the configuration"))
         else:
             findings.append(Finding(f"route {domain}", True, f"{name}, phase {routing.phase}, epoch {routing.epoch}"))
+    for domain, routing in routings.items():
+        group, shard = parse_group(domain), routing.authority.backend
+        if group is not None and shard not in backends:
+            whole, _, member = shard.partition("/")
+            detail = f"slots {group.slots} are routed to shard {shard!r}, which is not configured here"
+            findings.append(
+                Finding(f"route {group.domain}", False, detail, f"add {member} to [backends.{whole}] members")
+            )
     return findings
 
 
@@ -157,7 +173,7 @@ async def _unplaced(settings: Settings, backends: Mapping[str, Backend], domain:
     """A domain that the control store has no place for: a new deployment, or a control store that was lost."""
     what = f"route {domain}"
     for name, backend in backends.items():
-        url = settings.backends[name].url
+        url = None if isinstance(backend, ShardedBackend) else _url(settings, name)
         if url is None or _absent(url):
             continue
         try:
@@ -175,12 +191,15 @@ async def _unplaced(settings: Settings, backends: Mapping[str, Backend], domain:
 async def _meta(control: Control, backends: Mapping[str, Backend], routings: Mapping[str, Routing]) -> list[Finding]:
     """Whether backends say of themselves what the control store says of them."""
     findings = []
+    metas: dict[str, Mapping[tuple[str, int], MetaRow]] = {}
     for domain, routing in routings.items():
         place = routing.authority
         if place.backend not in backends:
             continue
         try:
-            row = (await backends[place.backend].read_meta()).get((domain, place.attempt))
+            if place.backend not in metas:
+                metas[place.backend] = await backends[place.backend].read_meta()
+            row = metas[place.backend].get((domain, place.attempt))
             deployment = await control.deployment()
         except DatalayerError:
             continue  # told of that backend already

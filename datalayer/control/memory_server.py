@@ -185,9 +185,14 @@ class MemoryControlServer:
         self.check(token)
         base, below = rivals(migration.domain)
         known = (m for m in self.migrations.values() if not m.finished)
-        unfinished = next(
-            (m for m in known if m.domain in (migration.domain, base) or m.domain.startswith(below)), None
+        rival = (
+            m
+            for m in known
+            if m.domain == migration.domain
+            or (m.domain == base and m.phase != Phase.TARGET)
+            or m.domain.startswith(below)
         )
+        unfinished = next(rival, None)
         if unfinished is not None:
             raise already_migrating(migration.domain, unfinished.id)
         now = self.clock.now_us()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import insert, literal, or_, select, update
+from sqlalchemy import and_, insert, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from datalayer.control.audit import INSERT_AUDIT
@@ -14,7 +14,7 @@ from datalayer.control.rules import already_migrating, changed, lost, options_te
 from datalayer.control.schema import ATTEMPTS, LEASES, MIGRATIONS, STEPS
 from datalayer.control.statements import SqlPart, StoreClock, number, text
 from datalayer.errors import NotFound
-from datalayer.routing.route import Place
+from datalayer.routing.route import Phase, Place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +43,7 @@ _COLUMNS: Final = (
 _UNFINISHED: Final = select(MIGRATIONS.c.id).where(
     or_(
         MIGRATIONS.c.domain == text("domain"),
-        MIGRATIONS.c.domain == text("base"),
+        and_(MIGRATIONS.c.domain == text("base"), MIGRATIONS.c.phase != Phase.TARGET.value),
         MIGRATIONS.c.domain.like(text("below")),
     ),
     MIGRATIONS.c.finished == 0,

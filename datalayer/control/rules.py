@@ -92,7 +92,8 @@ def lost(token: Token) -> LostLease:
 def rivals(domain: str) -> tuple[str, str]:
     """(whose unfinished migration excludes one of this domain besides its own, that of all whose names begin so).
 
-    A domain moves only while none of its slot groups does, and a group only while its domain does not.
+    A domain moves only while none of its slot groups does, and a group only while its domain does not. A domain that
+    rests at `target` with the way back open is no rival of its groups (``migrators.around``).
     """
     base = domain.partition("/")[0]
     return base, f"{base}/" if base == domain else f"{domain}/"

@@ -53,7 +53,12 @@ class ShardedBackend:
         """Nothing: the members stand among the backends themselves."""
 
     async def ping(self, deadline: Deadline) -> None:
-        await asyncio.gather(*(member.ping(deadline) for member in self.members.values()))
+        """Unavailable when no member answers."""
+        pings = (member.ping(deadline) for member in self.members.values())
+        answers = await asyncio.gather(*pings, return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(errors) == len(answers):
+            raise errors[0]
 
     def refuses(self, domain: str) -> str | None:
         return next((why for member in self.members.values() if (why := member.refuses(domain))), None)

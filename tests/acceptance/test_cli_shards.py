@@ -328,9 +328,15 @@ def test_one_shard_that_is_down_keeps_only_its_own_users_from_being_served(world
         assert page.missing == ("shards/s1",)
         assert await layer.users.count(partial=True) == Count(len(page.items), ("shards/s1",))
         assert 0 < len(page.items) < 40
+        health = await layer.health()
+        assert health["ready"]
+        assert health["backends"]["shards/s0"] == "ok"
+        assert health["backends"]["shards/s1"] != "ok"
         return served, down
 
     served, down = with_layer(world, look)
+    ill = world.json("doctor", "--config", world.config, exit_code=1)
+    assert [finding["check"] for finding in ill["findings"] if not finding["ok"]] == ["backend shards/s1"]
     assert served > 0
     assert down > 0
     assert served + down == 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datalayer.control.base import QuarantineRow, coordinator_lease
 from datalayer.errors import Closed, LostLease, PreconditionFailed
@@ -13,6 +13,8 @@ from datalayer.testing.contract.control_fixture import ControlFixture
 from datalayer.testing.contract.fixture import outcomes, refused
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from datalayer.control.base import Control, Migration
     from datalayer.stores.base import Token
 
@@ -254,7 +256,7 @@ class ControlSuite:
             domain = fixture.name("domain")
             names = [domain, *(f"{domain}/7/{first}-{first + 63}" for first in (0, 64, 128))]
             tokens = [await fixture.token(clients[0], name) for name in (names if turn % 2 else names[::-1])]
-            starts = [
+            starts: list[Awaitable[Any]] = [
                 clients[at % 2].start_migration(token, fixture.migration(token), actor="ann")
                 for at, token in enumerate(tokens)
             ]
@@ -268,6 +270,23 @@ class ControlSuite:
             other = next(token for token in tokens if (token.domain == domain) != bool(whole))
             again = replace(fixture.migration(other), id=f"{other.migration}-2", attempt=2)
             await clients[1].start_migration(other, again, actor="ann")
+
+    async def test_a_slot_group_may_migrate_while_its_domain_rests_at_target(self, fixture: ControlFixture) -> None:
+        control = await fixture.control()
+        domain = fixture.name("domain")
+        await control.ensure_routes({domain: Place("main")})
+        token, part = await fixture.token(control, domain), await fixture.token(control, f"{domain}/7/0-63")
+        migration = await control.start_migration(token, fixture.migration(token), actor="ann")
+        routing = (await control.routings())[1][domain]
+        for phase in (Phase.DUAL, Phase.ARMED, Phase.TARGET, Phase.ARMED_BACK):
+            away = replace(routing, phase=phase, target=migration.target, attempt=migration.attempt)
+            await control.publish(token, away, actor="ann")
+            if phase is not Phase.TARGET:
+                await refused(PreconditionFailed, control.start_migration(part, fixture.migration(part), actor="ann"))
+            else:
+                begun = await control.start_migration(part, fixture.migration(part), actor="ann")
+                await control.update_migration(part, begun.id, milestones=frozenset({"completed"}))
+                part = replace(part, migration=f"{part.migration}-2", attempt=2)
 
     async def test_changes_of_a_migration_need_the_newest_token(self, fixture: ControlFixture) -> None:
         control, token, migration = await self._migrating(fixture)
