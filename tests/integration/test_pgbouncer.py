@@ -6,6 +6,7 @@ leaves in a session - a prepared statement, a setting, a lock - the next one mee
 
 import asyncio
 import itertools
+import random
 import time
 import uuid
 import zlib
@@ -28,6 +29,7 @@ from datalayer.layer import DataLayer
 from datalayer.settings import BackendUrl, Settings
 from datalayer.stores.base import Backend
 from datalayer.stores.postgres.backend import create_backend
+from datalayer.stores.postgres.bulk import COPY_MIN
 from datalayer.stores.postgres.database import PostgresDatabase
 from datalayer.testing.contract import (
     ForeignWriterSuite,
@@ -40,6 +42,7 @@ from datalayer.testing.contract import (
 )
 from tests.contract import test_postgres
 from tests.integration.live import create_schemas, life_cycle, preload, settings_of, traffic
+from tests.integration.test_postgres_bulk import message
 from tests.servers import PgBouncerServer, Servers
 
 pytestmark = pytest.mark.servers
@@ -326,6 +329,29 @@ async def test_more_callers_than_sessions_are_all_served(db: PostgresDatabase, a
     pids = await asyncio.gather(*(work(number) for number in range(60)))
     assert await ids(admin) == list(range(60))
     assert 2 <= len(set(pids)) <= SESSIONS
+
+
+async def test_staged_batches_and_streams_leave_no_table_and_no_cursor(pooler: PgBouncerServer, database: str) -> None:
+    url = BackendUrl.parse(pooler.library_url(database))
+    backend = create_backend("main", url, pool_max=8, clock=CLOCK)
+    await backend.open()
+    store = backend.store("messages", 1)
+    await store.create()
+    draw = random.Random(3)
+    batches = [[message(draw, 1) for _ in range(COPY_MIN)] for _ in range(6)]
+    await asyncio.gather(*(store.apply(batch) for batch in batches))
+    # What is there already makes the copy fail, and the batch goes through a staging table.
+    newer = [[record._replace(version=2) for record in batch] for batch in batches]
+    await asyncio.gather(*(store.apply(batch) for batch in newer))
+    for batch in newer:
+        assert await store.fetch([record.ident for record in batch]) == {record.ident: record for record in batch}
+    rows = [row async for part in backend.db.stream("SELECT generate_series(1, 2500)") for row in part]
+    assert rows == [(number,) for number in range(1, 2501)]
+    abandoned = backend.db.stream("SELECT generate_series(1, 2500)", batch=10)
+    await anext(abandoned)
+    await abandoned.aclose()
+    await backend.close()
+    assert left_in_sessions(pooler, database) == []
 
 
 async def test_notifications_need_the_direct_address(pooler: PgBouncerServer, database: str) -> None:
