@@ -69,9 +69,8 @@ def upgrade(console: Console, backend: str | None, phase: str, canary: str | Non
     chosen = cast('Literal["pre", "post"] | None', None if phase == "all" else phase)
     options = UpgradeOptions(only=backend, phase=chosen, canary=canary, parallel=parallel)
     settings, revisions = console.settings(), load_revisions()
-    again = " ".join(
-        ["datalayer schema upgrade", *([backend] if backend else []), *([f"--phase {phase}"] if chosen else [])]
-    )
+    given = [backend or "", f"--phase {phase}" if chosen else "", f"--canary {canary}" if canary else ""]
+    again = " ".join(["datalayer schema upgrade", *(word for word in given if word)])
     console.way_on = [again]
 
     async def work(stop: Stop) -> list[SchemaState]:

@@ -29,6 +29,7 @@ _MARKS: Final = {
     "claims": frozenset({"kind", "value", "routing", "owner", "version", "deleted"}),
 }
 """The columns of the first revision that tell a place's table from another program's of a like name."""
+SERIAL: Final = "a sequence"
 _CAST: Final = re.compile(r"::[\w \[\]\"()]+$")
 _VARCHAR: Final = re.compile(r"varchar\((\d+)\)")
 _COLLATED: Final = re.compile(r'(.*) collate "?(\w+)"?', re.IGNORECASE)
@@ -105,6 +106,8 @@ def expected(table: sa.Table, dialect: Dialect) -> TableShape:
         type_, collation = (collated[1], collated[2].upper()) if collated else (declared, "")
         type_ = _VARCHAR.sub(r"character varying(\1)", type_) if dialect == "postgresql" else type_
         default = plain_default(ddl.get_column_default_string(column) or "")
+        if dialect == "postgresql" and column is table.autoincrement_column:
+            default = SERIAL
         columns[column.name] = ColumnShape(type_, bool(column.nullable), default, collation)
     indexes = {
         str(index.name): IndexShape(tuple(one.name for one in index.columns), bool(index.unique))
@@ -118,7 +121,7 @@ def plain_default(expression: str) -> str:
     found = expression.strip()
     while found.startswith("(") and found.endswith(")"):
         found = found[1:-1].strip()
-    return _CAST.sub("", found)
+    return SERIAL if found.startswith("nextval(") else _CAST.sub("", found)
 
 
 def differences(name: str, wanted: TableShape, found: TableShape | None) -> Iterator[Drift]:
