@@ -119,12 +119,15 @@ class Watchdog:
                     await self._renew()
             except RoutingMismatch as error:
                 # Who stopped looking would serve the old route for ever, and nobody would hear of it.
-                if error.message != self._mismatch:
-                    self._mismatch = error.message
-                    log.exception("the new routing is not taken: %s", error.message)
+                self._tell_mismatch(error)
                 await self._sleep(POLL_REST_S)
             except DatalayerError as error:
                 await self._control_failed(error)
+
+    def _tell_mismatch(self, error: RoutingMismatch) -> None:
+        if error.message != self._mismatch:
+            self._mismatch = error.message
+            log.error("the new routing is not taken: %s", error, exc_info=error)
 
     async def _next_news(self, poll_s: float) -> int:
         """The news counter: when it has changed, when somebody asks, or after a second."""
@@ -171,6 +174,12 @@ class Watchdog:
                 # One shard that is down must not keep the others' data from being served.
                 if not router.serves:
                     router.wait_for(error.message)
+                self._unreached = True
+                continue
+            except RoutingMismatch as error:
+                if parse_group(domain) is None or self._news < 0:
+                    raise
+                self._tell_mismatch(error)  # of this group: the others' new routings are taken
                 self._unreached = True
                 continue
             if router.serves and router.route.eager is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from datalayer.clock import Deadline, SystemClock
 from datalayer.domains.users import Swap, claim_key, claim_record
-from datalayer.errors import AlreadyExists, NotFinished, Unavailable
+from datalayer.errors import AlreadyExists, NotFinished, RoutingMismatch, Unavailable
 from datalayer.ids import uuid7_at
 from datalayer.layer import DataLayer
 from datalayer.migrators.opening import open_places
@@ -340,6 +340,35 @@ def test_one_shard_that_is_down_keeps_only_its_own_users_from_being_served(world
     assert served > 0
     assert down > 0
     assert served + down == 40
+
+
+def test_a_process_that_does_not_know_a_shard_says_so_and_serves_the_rest(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    sharded(world, 40)
+    old = world.folder / "old.toml"
+    old.write_text(world.config.read_text().replace(', s2 = "sqlite:///s2.db"', "").replace("weights = { s2 = 0 }", ""))
+
+    async def act() -> int:
+        async with DataLayer.open(old) as layer:
+            async with moving(world) as (places, moves):
+                options = MigrateOptions(ack_timeout_s=0.5)
+                with pytest.raises(NotFinished, match="have not acknowledged"):
+                    await Mover(places, "users", holder="test", options=options).run(moves[:1])
+            return len((await layer.users.list(limit=100)).items)
+
+    assert asyncio.run(act()) == 40
+    assert "'shards/s2', which is not configured here" in caplog.text
+    world.run("shards", "rebalance", "--add", "s2", "--yes", "--config", world.config)
+    refused = world.run("shards", "list", "--config", old, exit_code=3)
+    assert "not configured here" in refused.stderr
+    with pytest.raises(RoutingMismatch, match="not configured here"):
+        asyncio.run(opened(old))
+
+
+async def opened(config: Path) -> None:
+    async with DataLayer.open(config):
+        pass
 
 
 @pytest.mark.parametrize(
