@@ -241,14 +241,19 @@ class DataLayer:
             for name, r in self._routers.items()
         }
         ready = all(any(backends[member] == "ok" for member in members) for members in shards.values())
-        replicas = {name: watch.status() for name, watch in self._watches.items()}
         return {
             "ready": ready,
             "process": self.process.id,
             "domains": domains,
             "backends": backends,
-            "replicas": replicas,
+            "replicas": self.replicas(),
         }
+
+    def replicas(self) -> dict[str, list[dict[str, Any]]]:
+        """What is known of read replicas, by backend: of each its name, ok, lag_s (at most), lag_bytes, in_use, reads,
+        reason (why it serves nothing).
+        """
+        return {name: watch.status() for name, watch in self._watches.items()}
 
     async def _ping(self, name: str, deadline: Deadline) -> str:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from datalayer.control.connect import open_control
 from datalayer.errors import DatalayerError, SchemaBehind
 from datalayer.layer import MOVABLE, close_stores, make_backends
 from datalayer.routing.places import SELF_CREATING
+from datalayer.routing.replicas import Standings
 from datalayer.routing.shards import parse_group
 from datalayer.stores.registry import DISTRIBUTION
+from datalayer.stores.replicated import Replicated
 from datalayer.stores.sharded import ShardedBackend
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ PINGS: Final = 5
 PING_S: Final = 5.0
 SILENT_S: Final = 60.0
 SLOW_CONTROL_MS: Final = 50.0
+LAG_S: Final = 1.0
+LAG_POLL_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,36 @@ async def _backend(settings: Settings, backend: Backend, name: str, clock: Clock
         return [Finding(what, False, error.message, error.hint or f"datalayer schema upgrade {name}")]
     except DatalayerError as error:
         return [Finding(what, False, error.message, error.hint or f"datalayer schema upgrade {name}")]
-    return [Finding(what, True, f"{backend.product} answers in {took_ms:.1f} ms, schema ready")]
+    ready = Finding(what, True, f"{backend.product} answers in {took_ms:.1f} ms, schema ready")
+    return [ready, *(await _replicas(backend, name, clock) if isinstance(backend, Replicated) else [])]
+
+
+async def _replicas(backend: Replicated, name: str, clock: Clock) -> list[Finding]:
+    """How long each replica takes to come to where the primary is now."""
+    known = Standings.of(replica.name for replica in backend.replicas)
+    findings = []
+    for replica in backend.replicas:
+        what = f"replica {replica.name} of {name}"
+        deadline = Deadline(clock, PING_S)
+        began = clock.monotonic()
+        try:
+            known.saw_primary(began, await backend.position(deadline))
+            known.saw_replica(replica.name, clock.monotonic(), await replica.look(deadline))
+            while known.lag_bytes(replica.name) and clock.monotonic() - began < LAG_S:
+                await asyncio.sleep(LAG_POLL_S)
+                known.saw_replica(replica.name, clock.monotonic(), await replica.look(deadline))
+        except DatalayerError as error:
+            findings.append(Finding(what, False, error.message, error.hint or "the primary serves its reads meanwhile"))
+            continue
+        took_ms, behind = (clock.monotonic() - began) * 1000, known.lag_bytes(replica.name)
+        if trouble := known.trouble(replica.name):
+            findings.append(Finding(what, False, trouble, "mend its url, or make it again from this primary"))
+        elif behind:
+            detail = f"{behind:,} bytes, more than {LAG_S:g} s behind"
+            findings.append(Finding(what, False, detail, "the primary serves its reads until it has caught up"))
+        else:
+            findings.append(Finding(what, True, f"at most {took_ms:.0f} ms behind"))
+    return findings
 
 
 def _url(settings: Settings, name: str) -> BackendUrl | None:

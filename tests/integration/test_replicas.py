@@ -1,0 +1,528 @@
+"""A DataLayer over replicas that lag, fail and are promoted, under load.
+
+The oracle of own reads: a version acknowledged before the read began is not missed. The oracle of a failover: what was
+acknowledged is in the new primary. Each has a control that turns it red.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextvars import Context
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from datalayer.clock import SystemClock
+from datalayer.errors import DatalayerError, InvalidToken
+from datalayer.layer import DataLayer, LayerOptions
+from datalayer.migrators.doctor import Finding, diagnose
+from datalayer.routing.consistency import decode_token
+from datalayer.settings import Settings, parse_settings
+from datalayer.types import Message, User
+from tests.integration.live import create_schemas, life_cycle, traffic
+from tests.servers import Servers
+from tests.servers.interface import PostgresPair
+from tests.servers.proxy import TcpProxy
+
+pytestmark = pytest.mark.servers
+R = TypeVar("R")
+PAUSE_S = 5.0
+"""How long replay stands still: lag is what is tested."""
+LATE_S = 0.4
+"""When the next request of a caller comes, after the one that wrote."""
+
+
+def settings_for(url: str, *replicas: str, **others: str) -> Settings:
+    backends: dict[str, object] = {"main": {"url": url, "replicas": list(replicas)}}
+    backends |= {name: {"url": other} for name, other in others.items()}
+    return parse_settings({"backends": backends, "control": {"url": url}}, directory=Path.cwd())
+
+
+@pytest.fixture(scope="module")
+def pair(servers: Servers) -> PostgresPair:
+    return servers.fresh_postgres_pair("lagging")
+
+
+@pytest.fixture
+def url(pair: PostgresPair) -> Iterator[str]:
+    name = f"layer_{uuid.uuid4().hex[:8]}"
+    yield pair.primary.create_database(name)
+    with psycopg.connect(pair.primary.url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+async def settings(pair: PostgresPair, url: str) -> Settings:
+    """An empty database on the primary, read at the replica too."""
+    found = settings_for(url, pair.replica.url_of(url))
+    await create_schemas(found)
+    await asyncio.to_thread(pair.replica.await_caught_up)
+    return found
+
+
+async def until(holds: Callable[[], bool], timeout_s: float = 10.0) -> float:
+    """Seconds until it holds."""
+    began = time.monotonic()
+    async with asyncio.timeout(timeout_s):
+        while not holds():
+            await asyncio.sleep(0.01)
+    return time.monotonic() - began
+
+
+async def elsewhere(work: Coroutine[Any, Any, R]) -> R:
+    """As in another process: nothing that this task has written is known to it."""
+    return await asyncio.create_task(work, context=Context())
+
+
+def by_replica(layer: DataLayer) -> int:
+    """Reads that replicas have served for this layer."""
+    return sum(int(one["reads"]) for one in layer.replicas()["main"])
+
+
+def healthy(layer: DataLayer) -> bool:
+    return all(one["ok"] and one["lag_s"] is not None and one["lag_s"] < 1.0 for one in layer.replicas()["main"])
+
+
+async def until_healthy(layer: DataLayer) -> None:
+    """Return once a replica has served a read: it has replayed all that was written before."""
+    await until(lambda: healthy(layer))
+    before = by_replica(layer)
+    async with asyncio.timeout(10):
+        while by_replica(layer) == before:
+            await layer.users.get(uuid4())
+            await asyncio.sleep(0.005)
+
+
+# --- tokens and levels -----------------------------------------------------------------------------------------------
+
+
+async def test_a_caller_reads_its_own_writes_here_and_with_a_token_elsewhere(
+    settings: Settings, pair: PostgresPair
+) -> None:
+    async with DataLayer.open(settings) as here, DataLayer.open(settings) as there:
+        await until_healthy(here)
+        await until_healthy(there)
+        pair.replica.pause_replay()
+        try:
+            with here.reading_after(None):
+                ann = await here.users.create(username="ann")
+                assert await here.users.get(ann.id) == ann
+                assert await here.users.get_by_username("ANN") == ann
+                token = await here.token()
+
+            async def read() -> None:
+                with there.reading("own_writes", max_lag_s=60):
+                    assert await there.users.get(ann.id) is None, "the replica has not got it"
+                    with there.reading_after(token):
+                        assert await there.users.get(ann.id) == ann
+                        assert set(decode_token(await there.token())) == {"users"}
+                    assert await there.users.get(ann.id) == ann, "what the block demanded is demanded after it"
+
+            await elsewhere(read())
+        finally:
+            pair.replica.resume_replay()
+        await until_healthy(there)
+        before = by_replica(there)
+
+        async def read_again() -> None:
+            with there.reading_after(token):
+                assert await there.users.get(ann.id) == ann
+
+        await elsewhere(read_again())
+        assert by_replica(there) == before + 1
+        with pytest.raises(InvalidToken), there.reading_after(token[:-3]):
+            pass
+
+
+async def test_children_and_siblings_of_a_task_are_the_same_caller_without_any_code(
+    settings: Settings, pair: PostgresPair
+) -> None:
+    async with DataLayer.open(settings) as layer:
+        await until_healthy(layer)
+        pair.replica.pause_replay()
+        try:
+            made: list[User] = list(
+                await asyncio.gather(*(asyncio.wait_for(layer.users.create(username=f"u{n}"), 5) for n in range(5)))
+            )
+            assert set(await layer.users.get_many(user.id for user in made)) == {user.id for user in made}
+        finally:
+            pair.replica.resume_replay()
+
+
+async def test_a_process_without_replicas_gives_tokens_that_others_can_use(
+    settings: Settings, pair: PostgresPair, url: str
+) -> None:
+    plain = settings_for(url)
+    async with DataLayer.open(plain) as here, DataLayer.open(settings) as there:
+        await until_healthy(there)
+        pair.replica.pause_replay()
+        try:
+            bob = await here.users.create(username="bob")
+            token = await here.token()
+
+            async def read() -> None:
+                with there.reading_after(token), there.reading("own_writes", max_lag_s=60):
+                    assert await there.users.get(bob.id) == bob
+
+            await elsewhere(read())
+        finally:
+            pair.replica.resume_replay()
+
+
+async def test_health_shows_each_replica_and_one_that_is_down_leaves_the_layer_ready(
+    settings: Settings, pair: PostgresPair
+) -> None:
+    async with DataLayer.open(settings) as layer:
+        await until_healthy(layer)
+        ann = await layer.users.create(username="ann")
+        await asyncio.to_thread(pair.replica.kill9)
+        try:
+            assert await layer.users.get(ann.id) == ann
+            await until(lambda: not layer.replicas()["main"][0]["ok"])
+            health = await layer.health()
+            assert health["ready"] is True
+            assert health["replicas"]["main"][0]["reason"]
+            assert await layer.users.get(ann.id) == ann
+        finally:
+            await asyncio.to_thread(pair.replica.start)
+        await until_healthy(layer)
+        before = by_replica(layer)
+        assert await layer.users.get(ann.id) == ann
+        assert by_replica(layer) > before
+
+
+async def test_no_read_is_stale_while_a_domain_moves_to_another_backend_and_back(
+    settings: Settings, pair: PostgresPair, url: str
+) -> None:
+    """All writes of one DataLayer are its own: a read that misses one of them is wrong."""
+    name = f"other_{uuid.uuid4().hex[:8]}"
+    other = pair.primary.create_database(name)
+    both = parse_settings(
+        {
+            "backends": {
+                "main": {"url": url, "replicas": [pair.replica.url_of(url)]},
+                "other": {"url": other, "replicas": [pair.replica.url_of(other)]},
+            },
+            "control": {"url": url},
+        },
+        directory=Path.cwd(),
+    )
+    await create_schemas(both)
+    async with traffic(both, layers=1, writers=2, readers=4, pause_s=0.02, conversations=5) as live:
+        await life_cycle(both, "other", live)
+        status = live.layers[0].replicas()
+        await until(lambda: sum(one["reads"] for one in live.layers[0].replicas()["other"]) > 0)
+    print(f"\nlife cycle: {live.reads} reads, at replicas before {status}")
+    with psycopg.connect(pair.primary.url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+async def test_doctor_says_how_far_behind_a_replica_is(settings: Settings, pair: PostgresPair) -> None:
+    what = f"replica {pair.replica.url.rpartition('@')[2].partition('/')[0]} of main"
+
+    async def found() -> Finding:
+        (finding,) = [one for one in await diagnose(settings, SystemClock()) if one.check == what]
+        return finding
+
+    assert (await found()).ok
+    pair.replica.pause_replay()
+    try:
+        async with DataLayer.open(settings) as layer:
+            await layer.users.create(username="ann")
+        behind = await found()
+        assert not behind.ok
+        assert "bytes" in behind.detail
+    finally:
+        pair.replica.resume_replay()
+    await asyncio.to_thread(pair.replica.kill9)
+    try:
+        assert not (await found()).ok
+    finally:
+        await asyncio.to_thread(pair.replica.start)
+
+
+# --- lag under load ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """Writers whose tokens travel to readers in other processes, at once and late, and readers who wrote nothing."""
+
+    writing: DataLayer
+    reading: DataLayer
+    late: DataLayer
+    other: DataLayer
+    obey: bool = True
+    """False is the control: the token is ignored."""
+    own: int = 0
+    stale: int = 0
+    own_late: int = 0
+    others: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    stopped: bool = False
+
+    async def write_and_read_elsewhere(self, number: int) -> None:
+        room, draws = uuid4(), random.Random(number)
+        known: list[UUID] = []
+        sent: deque[tuple[float, UUID, int, str]] = deque()
+        while not self.stopped:
+            with self.writing.reading_after(None):
+                if len(known) < 10:
+                    message = await self.writing.messages.append(room, sender_id=room, body="new")
+                else:
+                    message_id = known.pop(draws.randrange(10))
+                    message = await self.writing.messages.edit(room, message_id, body="edited")
+                known.append(message.id)
+                token = await self.writing.token()
+            found = await elsewhere(self._read(self.reading, room, message.id, token))
+            self.own += 1
+            self.stale += found is None or found.version < message.version
+            sent.append((time.monotonic(), message.id, message.version, token))
+            if time.monotonic() - sent[0][0] > LATE_S:
+                _, message_id, version, token = sent.popleft()
+                found = await elsewhere(self._read(self.late, room, message_id, token))
+                self.own_late += 1
+                self.stale += found is None or found.version < version
+            await asyncio.sleep(0.005)
+
+    async def _read(self, layer: DataLayer, room: UUID, message_id: UUID, token: str) -> Message | None:
+        with layer.reading_after(token if self.obey else None), layer.reading("own_writes", max_lag_s=60):
+            return await layer.messages.get(room, message_id)
+
+    async def read_others(self, key: tuple[UUID, UUID]) -> None:
+        while not self.stopped:
+            with self.other.reading("replica", max_lag_s=60):
+                assert await self.other.messages.get(*key) is not None
+            self.others += 1
+            await asyncio.sleep(0.005)
+
+    async def counted(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except DatalayerError as error:
+            self.errors[type(error).__name__] += 1
+            self.stopped = True
+
+
+@contextlib.asynccontextmanager
+async def under_load(settings: Settings, pair: PostgresPair, *, obey: bool) -> AsyncIterator[Load]:
+    async with contextlib.AsyncExitStack() as stack:
+        layers = [await stack.enter_async_context(DataLayer.open(settings)) for _ in range(4)]
+        writing, reading, late, other = layers
+        room = uuid4()
+        old = await writing.messages.append(room, sender_id=room, body="old")
+        await asyncio.to_thread(pair.replica.await_caught_up)
+        for layer in layers[1:]:
+            await until_healthy(layer)
+        load = Load(writing, reading, late, other, obey)
+        works = [load.write_and_read_elsewhere(n) for n in range(4)] + [
+            load.read_others((room, old.id)) for _ in range(4)
+        ]
+        tasks = [asyncio.create_task(load.counted(work), context=Context()) for work in works]
+        try:
+            yield load
+        finally:
+            load.stopped = True
+            await asyncio.gather(*tasks)
+            await asyncio.to_thread(pair.replica.resume_replay)
+
+
+async def test_replay_paused_under_load_leaves_no_own_read_stale_and_others_at_the_replica(
+    settings: Settings, pair: PostgresPair
+) -> None:
+    async with under_load(settings, pair, obey=True) as load:
+        began = counts(load)
+        await asyncio.sleep(0.4)
+        await until(lambda: counts(load)["late"] > began["late"] + 50)
+        before = counts(load)
+        await asyncio.to_thread(pair.replica.pause_replay)
+        paused = counts(load)
+        await asyncio.sleep(PAUSE_S)
+        lag_s = load.reading.replicas()["main"][0]["lag_s"]
+        at_end = counts(load)
+        await asyncio.to_thread(pair.replica.resume_replay)
+        healthy_s = await until(lambda: healthy(load.late))
+        back_s = healthy_s + await until(lambda: counts(load)["late at replica"] > at_end["late at replica"])
+        back = counts(load)
+        await until(lambda: counts(load)["late"] > back["late"] + 50)
+        after = counts(load)
+        assert not load.stopped
+    normal, pause, again = minus(before, began), minus(at_end, paused), minus(after, back)
+    print(
+        f"\nlag: replay paused {PAUSE_S} s: {load.stale} stale of {load.own + load.own_late} own reads with a token\n"
+        f"  before {normal}\n  paused {pause}, lag shown at its end {lag_s} s\n  after  {again}\n"
+        f"  within 1 s again {healthy_s:.3f} s after the pause, own reads at the replica again after {back_s:.3f} s"
+    )
+    assert load.errors == {}
+    assert load.stale == 0
+    assert pause["own"] + pause["late"] > 200
+    assert PAUSE_S - 1 < lag_s < PAUSE_S + 2
+    assert pause["others at replica"] >= pause["others"] - 8 > 200, "four readers may be between two counts"
+    assert normal["late at replica"] > normal["late"] / 2
+    assert again["late at replica"] > again["late"] / 2
+
+
+def counts(load: Load) -> Counter[str]:
+    return Counter(
+        {
+            "own": load.own,
+            "own at replica": by_replica(load.reading),
+            "late": load.own_late,
+            "late at replica": by_replica(load.late),
+            "others": load.others,
+            "others at replica": by_replica(load.other),
+        }
+    )
+
+
+def minus(end: Counter[str], begin: Counter[str]) -> dict[str, int]:
+    return {name: end[name] - begin[name] for name in end}
+
+
+async def test_a_token_that_is_ignored_finds_stale_reads(settings: Settings, pair: PostgresPair) -> None:
+    async with under_load(settings, pair, obey=False) as load:
+        await asyncio.to_thread(pair.replica.pause_replay)
+        await until(lambda: load.stale > 20)
+
+
+async def test_own_reads_go_back_to_the_replica_once_it_has_replayed_them(
+    settings: Settings, pair: PostgresPair
+) -> None:
+    async with DataLayer.open(settings) as layer:
+        await until_healthy(layer)
+        ann = await layer.users.create(username="ann")
+        before = by_replica(layer)
+
+        async def read_until_the_replica_answers() -> None:
+            while by_replica(layer) == before:
+                assert await layer.users.get(ann.id) == ann
+                await asyncio.sleep(0.002)
+
+        began = time.monotonic()
+        await asyncio.wait_for(read_until_the_replica_answers(), 10)
+        print(f"\nown read at the replica {time.monotonic() - began:.3f} s after the write")
+
+
+# --- failover --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Writers:
+    """Appends without end; what was acknowledged, and when."""
+
+    layer: DataLayer
+    room: UUID = field(default_factory=uuid4)
+    acked: dict[UUID, float] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    stopped: bool = False
+
+    async def write(self) -> None:
+        while not self.stopped:
+            try:
+                message = await self.layer.messages.append(self.room, sender_id=self.room, body="x", timeout=2)
+                self.acked[message.id] = time.monotonic()
+            except DatalayerError as error:
+                self.errors[type(error).__name__] += 1
+                await asyncio.sleep(0.005)
+
+    def first_after(self, at: float) -> float | None:
+        return min((when for when in self.acked.values() if when > at), default=None)
+
+
+@contextlib.asynccontextmanager
+async def failing_over(
+    servers: Servers, how: str, *, synchronous: bool
+) -> AsyncIterator[tuple[PostgresPair, str, str]]:
+    """A pair of its own: (pair, URL for the layer, URL of the database on the standby)."""
+    pair = servers.fresh_postgres_pair(f"failing-{how}-{uuid.uuid4().hex[:6]}", synchronous=synchronous)
+    url = pair.primary.create_database("app")
+    standby = pair.replica.url_of(url)
+    try:
+        if how == "hosts":
+            there = urlsplit(standby)
+            yield pair, url.replace("@", f"@{there.hostname}:{there.port},"), standby
+        else:
+            with TcpProxy.before(url) as proxy:
+                promote = pair.replica.promote
+
+                def promote_and_change_the_name() -> None:
+                    promote()
+                    proxy.lead_to(standby)
+                    proxy.drop()
+
+                pair.replica.promote = promote_and_change_the_name  # type: ignore[method-assign]
+                yield pair, proxy.url(url), standby
+    finally:
+        await asyncio.to_thread(pair.replica.kill9)
+        await asyncio.to_thread(pair.primary.kill9)
+
+
+def lost(standby: str, writers: Writers) -> list[UUID]:
+    """Acknowledged messages that the new primary does not have."""
+    with psycopg.connect(standby) as connection:
+        rows = connection.execute("SELECT id FROM messages WHERE conversation_id = %s", (writers.room,)).fetchall()
+    found = {row[0] for row in rows}
+    return [message_id for message_id in writers.acked if message_id not in found]
+
+
+@pytest.mark.parametrize("how", ["hosts", "name"])
+async def test_a_killed_primary_is_followed_to_its_standby_without_a_lost_write(servers: Servers, how: str) -> None:
+    async with failing_over(servers, how, synchronous=True) as (pair, url, standby):
+        settings = settings_for(url, standby)
+        await create_schemas(settings)
+        async with DataLayer.open(settings, options=LayerOptions(name="writer")) as layer:
+            await until_healthy(layer)
+            writers = Writers(layer)
+            tasks = [asyncio.create_task(writers.write()) for _ in range(4)]
+            await until(lambda: len(writers.acked) > 200)
+            killed_at = time.monotonic()
+            await asyncio.to_thread(pair.primary.kill9)
+            await asyncio.to_thread(pair.replica.promote)
+            promoted_at = time.monotonic()
+            await until(lambda: (writers.first_after(promoted_at) or 0) > 0)
+            acked = len(writers.acked)
+            await until(lambda: len(writers.acked) > acked + 200)
+            writers.stopped = True
+            await asyncio.gather(*tasks)
+            first = writers.first_after(promoted_at)
+            assert first is not None
+            print(
+                f"\nfailover by {how}: {len(writers.acked)} acknowledged, {len(lost(standby, writers))} lost; first write "
+                f"{first - promoted_at:.3f} s after the switch, {first - killed_at:.3f} s after the kill; {dict(writers.errors)}"
+            )
+            assert lost(standby, writers) == []
+            with layer.reading("primary"):
+                page = await layer.messages.history(writers.room, limit=100)
+            assert len(page.items) == 100
+            assert (await layer.health())["ready"] is True
+            reason = layer.replicas()["main"][0]["reason"]
+            assert "no standby" in reason or "standby" in reason, "the replica is the primary now"
+
+
+async def test_a_standby_that_does_not_hold_up_commits_loses_some(servers: Servers) -> None:
+    async with failing_over(servers, "hosts", synchronous=False) as (pair, url, standby):
+        settings = settings_for(url)
+        await create_schemas(settings)
+        await asyncio.to_thread(pair.replica.await_caught_up)
+        async with DataLayer.open(settings) as layer:
+            writers = Writers(layer)
+            tasks = [asyncio.create_task(writers.write()) for _ in range(4)]
+            await until(lambda: len(writers.acked) > 50)
+            await asyncio.to_thread(pair.replica.kill9)  # one that is only paused has the rest in its socket
+            acked = len(writers.acked)
+            await until(lambda: len(writers.acked) > acked + 50)
+            await asyncio.to_thread(pair.primary.kill9)
+            writers.stopped = True
+            await asyncio.to_thread(pair.replica.start)
+            await asyncio.to_thread(pair.replica.promote)
+            await asyncio.gather(*tasks)
+            assert len(lost(standby, writers)) > 20
