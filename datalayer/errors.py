@@ -71,8 +71,14 @@ class AlreadyExists(DatalayerError):
 class Conflict(DatalayerError):
     """The record has changed since the version the caller expected."""
 
-    def __init__(self, message: str | None = None, *, current_version: int | None = None) -> None:
-        super().__init__(message, hint="read the record again and repeat the change")
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        current_version: int | None = None,
+        hint: str = "read the record again and repeat the change",
+    ) -> None:
+        super().__init__(message, hint=hint)
         self.current_version = current_version
 
 

@@ -80,6 +80,48 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """One conversation. ``version`` is what ``update(expected_version=...)`` compares; members do not change it."""
+
+    id: UUID
+    title: str
+    kind: str = "group"
+    updated_at_us: int = 0
+    deleted: bool = False
+    version: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def created_at(self) -> datetime:
+        """The time of the id, UTC-aware."""
+        return from_us(id_time_us(self.id))
+
+    @property
+    def updated_at(self) -> datetime:
+        """When title or attributes were last changed, UTC-aware."""
+        return from_us(self.updated_at_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One user's place in a conversation: owner, admin or member, and how far that user has read."""
+
+    conversation_id: UUID
+    user_id: UUID
+    role: str
+    joined_at_us: int = 0
+    read_up_to: UUID | None = None
+    """The id of the newest message that was marked as read."""
+    deleted: bool = False
+    version: int = 0
+
+    @property
+    def joined_at(self) -> datetime:
+        """When the user joined, the last time if several times, UTC-aware."""
+        return from_us(self.joined_at_us)
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """One page of a listing; ``next_cursor`` is None on the last one."""
 

@@ -44,6 +44,17 @@ USER_COLUMNS: Final = (
     "attributes",
 )
 CLAIM_COLUMNS: Final = ("kind", "value", "routing", "owner", "version", "deleted")
+CONVERSATION_COLUMNS: Final = ("id", "title", "kind", "updated_at", "deleted", "version", "attributes")
+MEMBER_COLUMNS: Final = (
+    "conversation_id",
+    "user_id",
+    "role",
+    "joined_at",
+    "read_up_to",
+    "listed",
+    "deleted",
+    "version",
+)
 META_COLUMNS: Final = ("domain", "attempt", "deployment", "role", "epoch")
 TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
 
@@ -145,11 +156,54 @@ def claims_table(attempt: int = 0) -> sa.Table:
     )
 
 
+def conversations_table(attempt: int = 0) -> sa.Table:
+    """The conversations of a place."""
+    return sa.Table(
+        relation("conversations", attempt),
+        sa.MetaData(),
+        sa.Column("id", _UUID, primary_key=True),
+        sa.Column("title", sa.Text, nullable=False, server_default=""),
+        sa.Column("kind", sa.Text, nullable=False, server_default="group"),
+        sa.Column("updated_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("attributes", _JSON, nullable=False, server_default="{}"),
+    )
+
+
+def members_table(attempt: int = 0) -> sa.Table:
+    """The members of conversations; ``listed`` is the version that the user's own list shows."""
+    table = sa.Table(
+        relation("members", attempt),
+        sa.MetaData(),
+        sa.Column("conversation_id", _UUID, primary_key=True),
+        sa.Column("user_id", _UUID, primary_key=True),
+        sa.Column("role", sa.Text, nullable=False, server_default="member"),
+        sa.Column("joined_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("read_up_to", _UUID),
+        sa.Column("listed", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+    )
+    # Small: a member is in it from its change until the list of its user shows that.
+    behind = table.c.listed < table.c.version
+    sa.Index(
+        f"{table.name}_unlisted",
+        table.c.conversation_id,
+        table.c.user_id,
+        sqlite_where=behind,
+        postgresql_where=behind,
+    )
+    return table
+
+
 def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
     """Every table of a domain at a place."""
     if domain == "messages":
         return (messages_table(attempt),)
-    assert domain == "users", f"the SQL schema knows messages and users, not {domain}"
+    if domain == "conversations":
+        return (conversations_table(attempt), members_table(attempt))
+    assert domain == "users", f"the SQL schema knows no {domain}"
     return (users_table(attempt), claims_table(attempt))
 
 

@@ -44,6 +44,13 @@ class Kind:
 
     name: str
     fields: tuple[FieldSpec, ...]
+    final: bool = True
+    """A key is never used again once it was deleted."""
+
+    @property
+    def lead(self) -> int:
+        """What a delete adds to its version."""
+        return FINAL_LEAD if self.final else 0
 
 
 class Record(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import messages, users
+from datalayer.domains import conversations, messages, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,4 +54,15 @@ DOMAINS: Final[dict[str, Domain]] = {
         to_entity=users.to_user,
         tombstone=users.tombstone,
     ),
+    "conversations": Domain(
+        "conversations",
+        conversations.KINDS,
+        needs_compare_and_set=True,
+        keys_of=conversations.keys_of,
+        decide=conversations.decide,
+        to_entity=conversations.to_entity,
+        tombstone=conversations.tombstone,
+    ),
 }
+KINDS: Final[dict[str, Kind]] = {kind.name: kind for domain in DOMAINS.values() for kind in domain.kinds}
+"""Every kind by its name, which no two domains share."""

@@ -31,7 +31,7 @@ USER: Final = Kind(
         FieldSpec("attributes", "json"),
     ),
 )
-CLAIM: Final = Kind("claim", (FieldSpec("owner", "uuid"),))
+CLAIM: Final = Kind("claim", (FieldSpec("owner", "uuid"),), final=False)
 KINDS: Final = (USER, CLAIM)
 ClaimField = Literal["username", "email"]
 _CLAIM_TAGS: Final[dict[str, bytes]] = {"username": b"u", "email": b"e"}

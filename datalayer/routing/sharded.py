@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datalayer.routing.shards import Group
     from datalayer.stores.base import Guard
     from datalayer.stores.sharded import ShardedBackend
-    from datalayer.types import Message, User
+    from datalayer.types import Conversation, Member, Message, User
 
 R = TypeVar("R")
 GROUPS_PER_RANGE_MARK: Final = "|"
@@ -329,6 +329,42 @@ class ShardedUsers(ShardedStore):
             return default
 
 
+class ShardedConversations(ShardedStore):
+    """Conversations: one lies in one group, with all its members."""
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
+        return await self.router(mutation.id.bytes).execute(mutation, deadline)
+
+    async def get(self, conversation_id: UUID, deadline: Deadline) -> Conversation | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.get(conversation_id, deadline)
+
+        found: Conversation | None = await self.read(conversation_id.bytes, call, deadline)
+        return found
+
+    async def get_many(self, ids: Sequence[UUID], deadline: Deadline) -> list[Conversation]:
+        def call(store: Any, mine: Any, deadline: Deadline) -> Any:
+            return store.get_many(mine, deadline)
+
+        return await self.read_many(ids, attrgetter("bytes"), call, deadline)
+
+    async def member(self, conversation_id: UUID, user_id: UUID, deadline: Deadline) -> Member | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.member(conversation_id, user_id, deadline)
+
+        found: Member | None = await self.read(conversation_id.bytes, call, deadline)
+        return found
+
+    async def members(
+        self, conversation_id: UUID, limit: int, deadline: Deadline, *, after: UUID | None = None
+    ) -> list[Member]:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.members(conversation_id, limit, deadline, after=after)
+
+        found: list[Member] = await self.read(conversation_id.bytes, call, deadline)
+        return found
+
+
 class RoutedRecords:
     """``claims.Records`` through the routers of the groups."""
 
@@ -347,9 +383,10 @@ class RoutedRecords:
         return swap.record
 
 
-STORES: Final[Mapping[str, type[ShardedMessages | ShardedUsers]]] = {
+STORES: Final[Mapping[str, type[ShardedMessages | ShardedUsers | ShardedConversations]]] = {
     "messages": ShardedMessages,
     "users": ShardedUsers,
+    "conversations": ShardedConversations,
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.domains.record import Key, Kind, Record
-    from datalayer.types import Message, User
+    from datalayer.types import Conversation, Member, Message, User
 
 AuthorityClass = Literal["transactional", "last_writer"]
 Role = Literal["authority", "copy", "retired"]
@@ -268,6 +268,36 @@ class Scattered(Protocol):
 
     async def count_of(self, deadline: Deadline, *, missing: set[str] | None) -> int:
         """As ``count``, likewise."""
+        ...
+
+
+class ConversationReads(Protocol):
+    """Typed reads of conversations; deleted conversations and members are returned by ``get``, ``get_many``, ``member``."""
+
+    async def get(self, conversation_id: UUID, deadline: Deadline) -> Conversation | None:
+        """One conversation."""
+        ...
+
+    async def get_many(self, ids: Sequence[UUID], deadline: Deadline) -> list[Conversation]:
+        """Those that exist, in any order."""
+        ...
+
+    async def member(self, conversation_id: UUID, user_id: UUID, deadline: Deadline) -> Member | None:
+        """One user's place in a conversation."""
+        ...
+
+    async def members(
+        self, conversation_id: UUID, limit: int, deadline: Deadline, *, after: UUID | None = None
+    ) -> list[Member]:
+        """Live members by user id, ascending, beyond ``after``, filled to the limit."""
+        ...
+
+    async def unlisted(self, limit: int, *, after: bytes = b"") -> list[Record]:
+        """Members, tombstones too, that their users' lists do not show yet, by key, beyond ``after``."""
+        ...
+
+    async def lag(self, limit: int) -> tuple[int, int | None]:
+        """(how many members are unlisted, counted to ``limit``; the lowest version among those, or None)."""
         ...
 
 

@@ -11,7 +11,7 @@ Statement = tuple[str, list[Any]]
 
 
 def table(kind: str, attempt: int) -> str:
-    base = {"message": "messages", "user": "users", "claim": "claims"}[kind]
+    base = f"{kind}s"
     return base if attempt == 0 else f"{base}_{attempt}"
 
 
@@ -40,7 +40,9 @@ def _key_columns(key: Key, *, binary_ids: bool) -> dict[str, Any]:
     kind, value = key
     if kind == "message":
         return {"conversation_id": _id(value[:16], binary_ids), "id": _id(value[16:], binary_ids)}
-    if kind == "user":
+    if kind == "member":
+        return {"conversation_id": _id(value[:16], binary_ids), "user_id": _id(value[16:], binary_ids)}
+    if kind in {"user", "conversation"}:
         return {"id": _id(value, binary_ids)}
     field, claimed = claim_of(value)
     return {"kind": field, "value": claimed, "routing": value[:16]}
@@ -51,6 +53,17 @@ def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
     rest = {"version": record.version, "deleted": deleted}
     if record.kind == "claim":
         return {"owner": _id(record.fields[0], binary_ids), **rest}
+    if record.kind == "member":
+        role, joined_at, read_up_to, listed = record.fields
+        return {
+            "role": role,
+            "joined_at": joined_at,
+            "read_up_to": _id(read_up_to, binary_ids),
+            "listed": listed,
+            **rest,
+        }
+    if record.kind == "conversation":
+        return dict(zip(("title", "kind", "updated_at", "attributes"), record.fields, strict=True)) | rest
     names: tuple[str, ...] = ("sender_id", "body", "kind", "thread_id", "attachments", "edited_at", "attributes")
     if record.kind == "user":
         names = ("username", "email", "display_name", "status", "updated_at", "attributes")

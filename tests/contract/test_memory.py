@@ -9,6 +9,8 @@ from datalayer.clock import SystemClock
 from datalayer.stores.base import AuthorityClass, Backend
 from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.testing.contract import (
+    ConversationExecuteSuite,
+    ConversationReadsSuite,
     ForeignWriterSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
@@ -53,6 +55,10 @@ class TestLastWriterUsersPort(_Memory, PortSuite):
     authority = "last_writer"
 
 
+class TestConversationsPort(_Memory, PortSuite):
+    domain = "conversations"
+
+
 class TestMessageReads(_Memory, MessageReadsSuite):
     pass
 
@@ -67,6 +73,18 @@ class TestLastWriterMessageReads(_Memory, MessageReadsSuite):
 
 class TestLastWriterUserReads(_Memory, UserReadsSuite):
     authority = "last_writer"
+
+
+class TestConversationReads(_Memory, ConversationReadsSuite):
+    pass
+
+
+class TestConversationExecute(_Memory, ConversationExecuteSuite):
+    pass
+
+
+class TestConversationGuard(_Memory, ForeignWriterSuite):
+    domain = "conversations"
 
 
 class TestMessageExecute(_Memory, MessageExecuteSuite):

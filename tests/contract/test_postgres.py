@@ -18,6 +18,8 @@ from datalayer.stores.postgres.backend import create_backend
 from datalayer.testing.contract import (
     ControlFixture,
     ControlSuite,
+    ConversationExecuteSuite,
+    ConversationReadsSuite,
     ForeignWriterSuite,
     IntentLogSuite,
     MessageExecuteSuite,
@@ -97,12 +99,28 @@ class TestUsersPort(_Postgres, PortSuite):
     domain = "users"
 
 
+class TestConversationsPort(_Postgres, PortSuite):
+    domain = "conversations"
+
+
 class TestMessageReads(_Postgres, MessageReadsSuite):
     pass
 
 
 class TestUserReads(_Postgres, UserReadsSuite):
     pass
+
+
+class TestConversationReads(_Postgres, ConversationReadsSuite):
+    pass
+
+
+class TestConversationExecute(_Postgres, ConversationExecuteSuite):
+    pass
+
+
+class TestConversationGuard(_Postgres, ForeignWriterSuite):
+    domain = "conversations"
 
 
 class TestMessageExecute(_Postgres, MessageExecuteSuite):

@@ -14,6 +14,8 @@ from datalayer.settings import BackendUrl
 from datalayer.stores.base import Backend
 from datalayer.stores.sqlite.backend import create_backend
 from datalayer.testing.contract import (
+    ConversationExecuteSuite,
+    ConversationReadsSuite,
     ForeignWriterSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
@@ -74,12 +76,28 @@ class TestUsersPort(_Sqlite, PortSuite):
     domain = "users"
 
 
+class TestConversationsPort(_Sqlite, PortSuite):
+    domain = "conversations"
+
+
 class TestMessageReads(_Sqlite, MessageReadsSuite):
     pass
 
 
 class TestUserReads(_Sqlite, UserReadsSuite):
     pass
+
+
+class TestConversationReads(_Sqlite, ConversationReadsSuite):
+    pass
+
+
+class TestConversationExecute(_Sqlite, ConversationExecuteSuite):
+    pass
+
+
+class TestConversationGuard(_Sqlite, ForeignWriterSuite):
+    domain = "conversations"
 
 
 class TestMessageExecute(_Sqlite, MessageExecuteSuite):

@@ -15,6 +15,8 @@ from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.testing.contract import (
     ControlFixture,
     ControlSuite,
+    ConversationExecuteSuite,
+    ConversationReadsSuite,
     ForeignWriterSuite,
     IntentLogSuite,
     MessageExecuteSuite,
@@ -26,6 +28,7 @@ from datalayer.testing.contract import (
 )
 from tests.contract.broken.breakage import Breakage, BrokenStores
 from tests.contract.broken.control import CONTROLS
+from tests.contract.broken.conversations import CONVERSATIONS
 from tests.contract.broken.execute import MUTATIONS
 from tests.contract.broken.foreign import FOREIGN
 from tests.contract.broken.guard import GUARDS
@@ -34,7 +37,7 @@ from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
 from tests.contract.memory_program import Program
 
-STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all, *FOREIGN.all]
+STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all, *FOREIGN.all, *CONVERSATIONS.all]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
 
@@ -102,6 +105,8 @@ async def test_a_broken_control_store_turns_its_tests_red(breakage: Breakage) ->
 
 SUITES = [
     ControlSuite,
+    ConversationExecuteSuite,
+    ConversationReadsSuite,
     ForeignWriterSuite,
     IntentLogSuite,
     MessageExecuteSuite,

@@ -20,9 +20,11 @@ from datalayer.errors import (
 from datalayer.stores.memory.faults import Call, Fault, Injection, Injector, ProcessCrash, no_faults
 from datalayer.stores.memory.server import MemoryServer, server_named
 from datalayer.stores.memory.store import (
+    MemoryConversations,
     MemoryMessages,
     MemoryPort,
     MemoryUsers,
+    TransactionalConversations,
     TransactionalMessages,
     TransactionalUsers,
 )
@@ -39,6 +41,8 @@ _STORES: Final[dict[tuple[str, str], type[MemoryPort]]] = {
     ("messages", "last_writer"): MemoryMessages,
     ("users", "transactional"): TransactionalUsers,
     ("users", "last_writer"): MemoryUsers,
+    ("conversations", "transactional"): TransactionalConversations,
+    ("conversations", "last_writer"): MemoryConversations,
 }
 _HANGS: Final = frozenset({Fault.HANG, Fault.HANG_APPLIED})
 _WITH_EFFECT: Final = frozenset({Fault.LOST_REPLY, Fault.HANG_APPLIED, Fault.CRASH_AFTER})
@@ -82,8 +86,8 @@ class MemoryBackend:
     def refuses(self, domain: str) -> str | None:
         if domain not in DOMAINS:
             return f"memory does not store {domain}"
-        if domain == "users" and self.authority_class == "last_writer":
-            return "users needs compare-and-set"
+        if DOMAINS[domain].needs_compare_and_set and self.authority_class == "last_writer":
+            return f"{domain} needs compare-and-set"
         return None
 
     def store(self, domain: str, attempt: int) -> Any:

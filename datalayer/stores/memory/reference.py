@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from datalayer.domains import users
+from datalayer.domains import conversations, users
 from datalayer.domains.registry import DOMAINS
 from datalayer.stores.base import Executed
 
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from datalayer.domains.record import Key, Record
 
 
-def execute(domain: str, mutation: Any, read: Callable[[Key], Record | None], now_us: int) -> Executed:
-    """What a mutation does to the records that ``read`` sees; raises what decide() raises."""
+def execute(
+    domain: str,
+    mutation: Any,
+    read: Callable[[Key], Record | None],
+    of_routing: Callable[[str, bytes], Iterable[Record]],
+    now_us: int,
+) -> Executed:
+    """What a mutation does to the records that ``read`` and ``of_routing`` see; raises what decide() raises."""
     definition = DOMAINS[domain]
     current = _present(read, definition.keys_of(mutation))
     if domain == "users" and not isinstance(mutation, users.Swap):
@@ -24,6 +30,8 @@ def execute(domain: str, mutation: Any, read: Callable[[Key], Record | None], no
         if stored is not None or isinstance(mutation, users.CreateUser):
             take, release = users.wanted_claims(mutation, stored)
             current |= _present(read, [("claim", key) for key in (*take, *release)])
+    if domain == "conversations" and conversations.needs_all_members(mutation):
+        current |= {record.ident: record for record in of_routing("member", mutation.id.bytes)}
     entity, records = definition.decide(mutation, current, now_us)
     return Executed(entity, records)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains.record import FINAL_LEAD, Key, Record
-from datalayer.domains.registry import DOMAINS
+from datalayer.domains.record import Key, Record
+from datalayer.domains.registry import DOMAINS, KINDS
 from datalayer.errors import Fenced, LostLease, MigrationError, Quarantine, StaleRoute
 from datalayer.stores.memory import reference
 from datalayer.stores.memory.side import Side
@@ -116,7 +116,7 @@ class MemoryServer:
         def read(key: Key) -> Record | None:
             return table.records.get(key) or self._hard_deleted(place, key)
 
-        done = reference.execute(place[0], mutation, read, self.clock.now_us())
+        done = reference.execute(place[0], mutation, read, table.of_routing, self.clock.now_us())
         for record in done.records:
             landed = self.put(table, record)
             assert landed, "a decision is newer than what it was decided on"
@@ -194,7 +194,7 @@ class MemoryServer:
         self._refuse_fenced(place)
         table = self.table(place)
         for record in [table.records[key] for key in keys if key in table.records]:
-            lead = FINAL_LEAD if record.deleted and record.kind != "claim" else 0
+            lead = KINDS[record.kind].lead if record.deleted else 0
             lifted = record._replace(version=max(record.version + 2, now_us) + lead)
             self.put(table, lifted)
             self._journal(place, lifted)
@@ -246,7 +246,7 @@ class MemoryServer:
         if removed is None:
             return
         self._seen_foreign(place, program)
-        lead = 0 if key[0] == "claim" else FINAL_LEAD
+        lead = KINDS[key[0]].lead
         version = max(removed.version + 2, self.clock.now_us()) + lead
         for side in self._sides.get(place, {}).values():
             if side.installed:

@@ -6,7 +6,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
-from datalayer.domains import messages, users
+from datalayer.domains import conversations, messages, users
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import InvalidArgument, SchemaBehind, StaleRoute
 from datalayer.stores.base import Executed, ScanPage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Guard
     from datalayer.stores.memory.backend import MemoryBackend
     from datalayer.stores.memory.table import Table
-    from datalayer.types import Message, User
+    from datalayer.types import Conversation, Member, Message, User
 
 T = TypeVar("T")
 
@@ -185,6 +185,63 @@ class MemoryUsers(MemoryPort):
         return await self._call("count", effect, deadline, write=False)
 
 
+class MemoryConversations(MemoryPort):
+    """Conversations and their members: the port and its typed reads."""
+
+    async def get(self, conversation_id: UUID, deadline: Deadline) -> Conversation | None:
+        found = await self.get_many([conversation_id], deadline)
+        return found[0] if found else None
+
+    async def get_many(self, ids: Sequence[UUID], deadline: Deadline) -> list[Conversation]:
+        wanted = [("conversation", one.bytes) for one in ids]
+
+        def effect() -> list[Conversation]:
+            records = self._table().records
+            return [conversations.to_conversation(records[key]) for key in dict.fromkeys(wanted) if key in records]
+
+        return await self._call("get_many", effect, deadline, write=False)
+
+    async def member(self, conversation_id: UUID, user_id: UUID, deadline: Deadline) -> Member | None:
+        key = ("member", conversations.member_key(conversation_id, user_id))
+
+        def effect() -> tuple[Member | None]:
+            record = self._table().records.get(key)
+            return (None if record is None else conversations.to_member(record),)
+
+        return (await self._call("member", effect, deadline, write=False))[0]
+
+    async def members(
+        self, conversation_id: UUID, limit: int, deadline: Deadline, *, after: UUID | None = None
+    ) -> list[Member]:
+        beyond = b"" if after is None else conversations.member_key(conversation_id, after)
+
+        def effect() -> list[Member]:
+            all_of_it = self._table().of_routing("member", conversation_id.bytes)
+            live = (record for record in all_of_it if not record.deleted and record.key > beyond)
+            return [conversations.to_member(record) for record in islice(live, limit)]
+
+        return await self._call("members", effect, deadline, write=False)
+
+    async def unlisted(self, limit: int, *, after: bytes = b"") -> list[Record]:
+        def effect() -> list[Record]:
+            waiting = (record for record in self._unlisted() if record.key > after)
+            return sorted(waiting, key=lambda record: record.key)[:limit]
+
+        return await self._call("unlisted", effect, write=False)
+
+    async def lag(self, limit: int) -> tuple[int, int | None]:
+        def effect() -> tuple[int, int | None]:
+            versions = [record.version for record in self._unlisted()]
+            return min(len(versions), limit), min(versions, default=None)
+
+        return await self._call("lag", effect, write=False)
+
+    def _unlisted(self) -> Iterable[Record]:
+        for (kind, _), record in self._table().records.items():
+            if kind == "member" and not conversations.is_listed(record):
+                yield record
+
+
 class _Transactions(MemoryPort):
     """What a transactional server adds to a store."""
 
@@ -201,6 +258,10 @@ class TransactionalMessages(MemoryMessages, _Transactions):
 
 class TransactionalUsers(MemoryUsers, _Transactions):
     """Users on a server that orders writes itself."""
+
+
+class TransactionalConversations(MemoryConversations, _Transactions):
+    """Conversations on a server that orders writes itself."""
 
 
 def _ranges(table: Table, n: int) -> list[str]:

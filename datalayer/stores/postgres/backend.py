@@ -14,7 +14,7 @@ from datalayer.stores.postgres.guard import PostgresGuard
 from datalayer.stores.postgres.replicas import LogEnd, PostgresReplica, ReplicaDatabase, place_of, share_out
 from datalayer.stores.postgres.rows import PostgresCodec
 from datalayer.stores.postgres.schema import SCHEMA_LOCK, PostgresSchema
-from datalayer.stores.postgres.stores import PostgresMessages, PostgresUsers
+from datalayer.stores.postgres.stores import PostgresConversations, PostgresMessages, PostgresUsers
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.sql.statement import create_table
 
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 OLDEST_SERVER: Final = 140000
 """CREATE OR REPLACE TRIGGER came with version 14."""
 
+_STORES: Final[dict[str, type[PostgresMessages | PostgresUsers | PostgresConversations]]] = {
+    "messages": PostgresMessages,
+    "users": PostgresUsers,
+    "conversations": PostgresConversations,
+}
 _ESTIMATE: Final = """
 SELECT CASE WHEN c.reltuples < 0 OR c.relpages = 0 THEN -1
   ELSE (c.reltuples / c.relpages * (pg_relation_size(c.oid) / current_setting('block_size')::int))::bigint END
@@ -111,7 +116,7 @@ class PostgresBackend:
         return await self._log.ask(deadline)
 
     def refuses(self, domain: str) -> str | None:
-        return None if domain in ("messages", "users") else "this version keeps only messages and users in Postgres"
+        return None if domain in _STORES else f"this version keeps only {', '.join(_STORES)} in Postgres"
 
     def store(self, domain: str, attempt: int) -> Any:
         assert self.refuses(domain) is None, "routing asks refuses() first"
@@ -194,9 +199,8 @@ class PostgresBackend:
 
 def _store(
     db: PostgresDatabase, product: PostgresProduct, domain: str, attempt: int
-) -> PostgresMessages | PostgresUsers:
-    make = PostgresMessages if domain == "messages" else PostgresUsers
-    return make(db, product, attempt)
+) -> PostgresMessages | PostgresUsers | PostgresConversations:
+    return _STORES[domain](db, product, attempt)
 
 
 def create_backend(

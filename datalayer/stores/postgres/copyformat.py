@@ -29,6 +29,8 @@ _UUID: Final = _length(16)
 _MESSAGE_HEAD: Final = struct.pack("!h", 11) + _UUID
 _USER_HEAD: Final = struct.pack("!h", 9) + _UUID
 _CLAIM_HEAD: Final = struct.pack("!h", 6)
+_CONVERSATION_HEAD: Final = struct.pack("!h", 7) + _UUID
+_MEMBER_HEAD: Final = struct.pack("!h", 8) + _UUID
 _EMPTY: Final = _length(len(uuid_array(b""))) + uuid_array(b"")
 # What most messages hold behind their body: no thread, no attachments, never edited, no attributes.
 _PLAIN: Final = ("text", None, b"", None, "{}")
@@ -93,7 +95,30 @@ def claim_row(record: Record) -> bytes:
     return b"".join((_CLAIM_HEAD, _text(kind), _text(value), _sized(record.key[:16]), owner, tail))
 
 
-ROWS: Final[dict[str, Callable[[Record], bytes]]] = {"message": message_row, "user": user_row, "claim": claim_row}
+def conversation_row(record: Record) -> bytes:
+    """One row of a conversations table."""
+    title, kind, updated_at, attributes = record.fields
+    numbers = _bigint(8, cast("int", updated_at)) + _flag_version(1, record.deleted, 8, record.version)
+    return b"".join((_CONVERSATION_HEAD, record.key, _text(title), _text(kind), numbers, _text(attributes)))
+
+
+def member_row(record: Record) -> bytes:
+    """One row of a members table."""
+    key, fields = record.key, cast("tuple[str, int, bytes | None, int]", record.fields)
+    role, joined_at, read_up_to, listed = fields
+    read = _NULL if read_up_to is None else _UUID + read_up_to
+    numbers = _bigint(8, listed) + _flag_version(1, record.deleted, 8, record.version)
+    head = (_MEMBER_HEAD, key[:16], _UUID, key[16:])
+    return b"".join((*head, _text(role), _bigint(8, joined_at), read, numbers))
+
+
+ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
+    "message": message_row,
+    "user": user_row,
+    "claim": claim_row,
+    "conversation": conversation_row,
+    "member": member_row,
+}
 
 
 def copy_data(kind: str, records: Iterable[Record]) -> bytes:

@@ -185,6 +185,32 @@ class PostgresCodec:
         owner = RawUuid(record.fields[0])  # type: ignore[arg-type]
         return (kind, value, record.key[:16], owner, record.version, record.deleted)
 
+    def conversation_record(self, row: Row) -> Record:
+        id, title, kind, updated_at, deleted, version, attributes = row
+        return Record("conversation", id.bytes, version, deleted, (title, kind, updated_at, attributes))
+
+    def conversation_row(self, record: Record) -> Row:
+        title, kind, updated_at, attributes = record.fields
+        check_int(record.version, "version")
+        check_int(updated_at, "updated_at")  # type: ignore[arg-type]
+        for value, what in ((title, "title"), (kind, "kind"), (attributes, "attributes")):
+            check_text(value, what)  # type: ignore[arg-type]
+        return (RawUuid(record.key), title, kind, updated_at, record.deleted, record.version, attributes)
+
+    def member_record(self, row: Row) -> Record:
+        conversation, user, role, joined_at, read_up_to, listed, deleted, version = row
+        read = None if read_up_to is None else read_up_to.bytes
+        return Record("member", conversation.bytes + user.bytes, version, deleted, (role, joined_at, read, listed))
+
+    def member_row(self, record: Record) -> Row:
+        role, joined_at, read_up_to, listed = record.fields
+        check_text(role, "role")  # type: ignore[arg-type]
+        for value, what in ((record.version, "version"), (joined_at, "joined_at"), (listed, "listed")):
+            check_int(value, what)  # type: ignore[arg-type]
+        read = None if read_up_to is None else RawUuid(read_up_to)  # type: ignore[arg-type]
+        key = record.key
+        return (RawUuid(key[:16]), RawUuid(key[16:]), role, joined_at, read, listed, record.deleted, record.version)
+
 
 def check_message(record: Record) -> None:
     """ValueError, saying why, for a message that Postgres can never hold."""

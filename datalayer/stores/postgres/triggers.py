@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from datalayer.domains.record import FINAL_LEAD
+from datalayer.domains.registry import DOMAINS
 from datalayer.schemas import metadata
 from datalayer.stores.postgres.faults import FENCED, TRUNCATE_REFUSED
 from datalayer.stores.sql.statement import create_table
@@ -48,16 +48,28 @@ CREATE TABLE IF NOT EXISTS {FENCE_TABLE} (
 """``fence``: open, lapsing or sealed. The refusing triggers consult it, so that opening is an UPDATE and no DDL."""
 
 _CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-_FINAL: Final = {"message": FINAL_LEAD, "user": FINAL_LEAD, "claim": 0}
 _KEYS: Final = {
     "message": "uuid_send({row}.conversation_id) || uuid_send({row}.id)",
     "user": "uuid_send({row}.id)",
     "claim": "substring(sha256({tail}) FROM 1 FOR 16) || {tail}",
+    "conversation": "uuid_send({row}.id)",
+    "member": "uuid_send({row}.conversation_id) || uuid_send({row}.user_id)",
 }
 _TAIL: Final = "(CASE {row}.kind WHEN 'username' THEN 'u' ELSE 'e' END::bytea || convert_to({row}.value, 'UTF8'))"
-_PRIMARY: Final = {"message": ("conversation_id", "id"), "user": ("id",), "claim": ("kind", "value")}
-KINDS: Final = {"messages": ("message",), "users": ("user", "claim")}
-_BASES: Final = {"message": "messages", "user": "users", "claim": "claims"}
+_PRIMARY: Final = {
+    "message": ("conversation_id", "id"),
+    "user": ("id",),
+    "claim": ("kind", "value"),
+    "conversation": ("id",),
+    "member": ("conversation_id", "user_id"),
+}
+_BASES: Final = {
+    "message": "messages",
+    "user": "users",
+    "claim": "claims",
+    "conversation": "conversations",
+    "member": "members",
+}
 
 
 def quoted(name: str) -> str:
@@ -98,14 +110,14 @@ class GuardText:
         self.truncate_function = f"datalayer_truncate_{domain}_{attempt}"
         self.tables = tuple(
             GuardedTable(
-                kind,
-                metadata.relation(_BASES[kind], place),
-                f"datalayer_lift_{domain}_{attempt}_{kind}",
-                f"datalayer_note_{domain}_{attempt}_{kind}",
-                _PRIMARY[kind],
-                _FINAL[kind],
+                kind.name,
+                metadata.relation(_BASES[kind.name], place),
+                f"datalayer_lift_{domain}_{attempt}_{kind.name}",
+                f"datalayer_note_{domain}_{attempt}_{kind.name}",
+                _PRIMARY[kind.name],
+                kind.lead,
             )
-            for kind in KINDS[domain]
+            for kind in DOMAINS[domain].kinds
         )
         self.lock_names = ", ".join(table.name for table in self.tables)
         self._passes_not = f"current_setting('datalayer.pass', true) IS DISTINCT FROM '{self.pass_value}'"

@@ -61,3 +61,19 @@ class RowCodec(Protocol):
     def claim_row(self, record: Record) -> Row:
         """As ``message_row``."""
         ...
+
+    def conversation_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def conversation_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...
+
+    def member_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def member_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from datalayer.domains import messages, users
+from datalayer.domains.registry import DOMAINS
 from datalayer.errors import MigrationError
 from datalayer.schemas.metadata import journal_tables
 from datalayer.stores.sql.statement import LookUp, first, last_byte, limited, statement
@@ -73,12 +73,12 @@ class TriggerJournal:
 
     async def tombstones(self, keys: Sequence[Key]) -> dict[Key, Record]:
         """The tombstones that foreign hard deletes of these keys left."""
-        make = messages.tombstone if self._store.domain == "messages" else None
+        make = DOMAINS[self._store.domain].tombstone
         found: dict[Key, Record] = {}
         for sql, params in self._sql.tombs.calls(keys):
             for kind, raw, version in await self._db.fetch(sql, params):
                 key = bytes(raw)
-                found[kind, key] = make(key, version) if make else users.tombstone(kind, key, version)
+                found[kind, key] = make(kind, key, version)
         return found
 
     async def _keys(self, limit: int, part: tuple[int, int]) -> list[Key]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -41,7 +41,7 @@ RACES_MAX: Final = 5
 class SqlMessages(SqlStore):
     """Port, MessageReads and Transactional over one ``messages`` table."""
 
-    domain: ClassVar[Literal["messages", "users"]] = "messages"
+    domain: ClassVar[str] = "messages"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
         relation = message_relation(product.dialect, product.codec, attempt)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from datalayer.domains.conversations import CONVERSATION, MEMBER
 from datalayer.domains.messages import MESSAGE
 from datalayer.domains.users import CLAIM, USER, claim_of
 from datalayer.schemas import metadata
@@ -134,4 +135,33 @@ def claim_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
         codec.claim_record,
         claim_of,
         lambda key: tuple(part.encode() for part in claim_of(key)),
+    )
+
+
+def conversation_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The conversations of a place."""
+    return Relation(
+        dialect,
+        CONVERSATION,
+        metadata.conversations_table(attempt),
+        metadata.CONVERSATION_COLUMNS,
+        codec.conversation_row,
+        codec.conversation_record,
+        lambda key: (codec.uuid(key),),
+        lambda key: key,
+    )
+
+
+def member_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The members of a place."""
+    uuid = codec.uuid
+    return Relation(
+        dialect,
+        MEMBER,
+        metadata.members_table(attempt),
+        metadata.MEMBER_COLUMNS,
+        codec.member_row,
+        codec.member_record,
+        lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
     )

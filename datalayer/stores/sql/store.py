@@ -6,7 +6,7 @@ What products do differently - sampling a table's keys, guessing its size, guard
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from datalayer.errors import InvalidArgument, Quarantine, SchemaBehind, StaleRoute
 from datalayer.stores.base import ScanPage
@@ -57,7 +57,7 @@ class SqlProduct(Protocol):
 class SqlStore:
     """A domain's tables at a place of a SQL database."""
 
-    domain: ClassVar[Literal["messages", "users"]]
+    domain: ClassVar[str]
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int, relations: Sequence[Relation]) -> None:
         self.db = db

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -47,7 +47,7 @@ RACES_MAX: Final = 5
 class SqlUsers(SqlStore):
     """Port, UserReads and Transactional over one ``users`` and one ``claims`` table."""
 
-    domain: ClassVar[Literal["messages", "users"]] = "users"
+    domain: ClassVar[str] = "users"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
         users = user_relation(product.dialect, product.codec, attempt)

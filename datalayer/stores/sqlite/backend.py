@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import PreconditionFailed
 from datalayer.schemas.metadata import sqlite_tables
 from datalayer.stores.sql.meta import SqlMeta
 from datalayer.stores.sqlite.database import SqliteDatabase
 from datalayer.stores.sqlite.schema import SqliteSchema
-from datalayer.stores.sqlite.store import SqliteMessages, SqlitePlace, SqliteProduct, SqliteUsers
+from datalayer.stores.sqlite.store import (
+    SqliteConversations,
+    SqliteMessages,
+    SqlitePlace,
+    SqliteProduct,
+    SqliteUsers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +26,11 @@ if TYPE_CHECKING:
 
 READERS_MAX = 4
 """More threads do not read faster: they share one interpreter lock."""
+_STORES: Final[dict[str, type[SqliteMessages | SqliteUsers | SqliteConversations]]] = {
+    "messages": SqliteMessages,
+    "users": SqliteUsers,
+    "conversations": SqliteConversations,
+}
 
 
 class SqliteBackend:
@@ -50,14 +61,13 @@ class SqliteBackend:
         await self.database.fetch("PRAGMA schema_version", deadline=deadline)
 
     def refuses(self, domain: str) -> str | None:
-        return None if domain in {"messages", "users"} else f"SQLite holds messages and users, not {domain}"
+        return None if domain in _STORES else f"SQLite holds {', '.join(_STORES)}, not {domain}"
 
     def store(self, domain: str, attempt: int) -> SqlitePlace:
         key = (domain, attempt)
         if key not in self._stores:
             assert self.refuses(domain) is None, f"SQLite holds no {domain}"
-            kind = SqliteMessages if domain == "messages" else SqliteUsers
-            self._stores[key] = kind(self.database, self._product, attempt)
+            self._stores[key] = _STORES[domain](self.database, self._product, attempt)
         return self._stores[key]
 
     def sql_schema(self) -> SqliteSchema:

@@ -14,7 +14,6 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from datalayer.clock import Deadline
-from datalayer.domains.record import FINAL_LEAD
 from datalayer.errors import Fenced, MigrationError, StaleRoute
 from datalayer.schemas.metadata import journal_tables
 from datalayer.stores.base import FenceState, GuardState, Journal, Token
@@ -158,7 +157,7 @@ class SqliteGuard:
                 raise Fenced
             for kind, key in keys:
                 relation = self._place.relations[kind]
-                lead = 0 if kind == "claim" else FINAL_LEAD
+                lead = relation.kind.lead
                 # The journal trigger enters it at the version it gets.
                 connection.execute(relation.lift, (now_us, lead, *relation.position(key)))
             for ghost in ghosts:

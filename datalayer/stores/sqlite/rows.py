@@ -103,6 +103,31 @@ class SqliteRows:
         kind, value = claim_of(key)
         return (kind, value, key[:16], record.fields[0], record.version, record.deleted)
 
+    def conversation_record(self, row: Row) -> Record:
+        ident, title, kind, updated_at, deleted, version, attributes = row
+        return Record("conversation", ident, version, deleted == 1, (title, kind, updated_at, attributes))
+
+    def conversation_row(self, record: Record) -> Row:
+        _, key, version, deleted, fields = record
+        title, kind, updated_at, attributes = fields
+        _check(len(key) == _USER_KEY, "the key of a conversation is 16 bytes")
+        _check_version(version)
+        _check_text(title, kind, attributes)
+        return (key, title, kind, updated_at, deleted, version, attributes)
+
+    def member_record(self, row: Row) -> Record:
+        conversation, user, role, joined_at, read_up_to, listed, deleted, version = row
+        fields = (role, joined_at, read_up_to, listed)
+        return Record("member", conversation + user, version, deleted == 1, fields)
+
+    def member_row(self, record: Record) -> Row:
+        _, key, version, deleted, fields = record
+        role, joined_at, read_up_to, listed = fields
+        _check(len(key) == _MESSAGE_KEY, "the key of a member is 32 bytes")
+        _check_version(version)
+        _check_text(role)
+        return (key[:16], key[16:], role, joined_at, read_up_to, listed, deleted, version)
+
 
 def _uuids(value: bytes) -> tuple[UUID, ...]:
     return tuple([uuid_of(value[at : at + 16]) for at in range(0, len(value), 16)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datalayer.schemas.metadata import journal_tables
+from datalayer.stores.sql.conversations import SqlConversations
 from datalayer.stores.sql.messages import SqlMessages
 from datalayer.stores.sql.statement import drop_table
 from datalayer.stores.sql.store import SqlStore
@@ -69,6 +70,10 @@ class SqliteMessages(SqlitePlace, SqlMessages):
 
 class SqliteUsers(SqlitePlace, SqlUsers):
     """Users and their claims in SQLite."""
+
+
+class SqliteConversations(SqlitePlace, SqlConversations):
+    """Conversations and their members in SQLite."""
 
 
 class SqliteProduct:

@@ -60,6 +60,14 @@ def _shapes(domain: str, place: int) -> tuple[_Shape, ...]:
         key = "CAST({row}.conversation_id || {row}.id AS BLOB)"
         match = "conversation_id = {row}.conversation_id AND id = {row}.id"
         return (_Shape("message", relation("messages", place), key, "{row}.conversation_id", match, FINAL_LEAD),)
+    if domain == "conversations":
+        key = "CAST({row}.conversation_id || {row}.user_id AS BLOB)"
+        match = "conversation_id = {row}.conversation_id AND user_id = {row}.user_id"
+        return (
+            _Shape("conversation", relation(domain, place), "{row}.id", "{row}.id", "id = {row}.id", FINAL_LEAD),
+            # a member may join again
+            _Shape("member", relation("members", place), key, "{row}.conversation_id", match, 0),
+        )
     tag = "CASE {row}.kind WHEN 'username' THEN 'u' ELSE 'e' END"
     key = f"CAST({{row}}.routing || {tag} || {{row}}.value AS BLOB)"
     match = "kind = {row}.kind AND value = {row}.value"

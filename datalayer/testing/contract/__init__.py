@@ -17,6 +17,7 @@ green on a broken store is worthless, so each check has a control (see tests/con
 
 from datalayer.testing.contract.control import ControlSuite
 from datalayer.testing.contract.control_fixture import ControlFixture
+from datalayer.testing.contract.conversations import ConversationExecuteSuite, ConversationReadsSuite
 from datalayer.testing.contract.execute import MessageExecuteSuite, UserExecuteSuite
 from datalayer.testing.contract.fixture import Foreign, StoreFixture, outcomes, refused
 from datalayer.testing.contract.foreign import ForeignWriterSuite
@@ -29,6 +30,8 @@ from datalayer.testing.contract.values import Maker
 __all__ = [
     "ControlFixture",
     "ControlSuite",
+    "ConversationExecuteSuite",
+    "ConversationReadsSuite",
     "Foreign",
     "ForeignWriterSuite",
     "GuardSuite",

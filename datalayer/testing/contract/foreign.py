@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
 from datalayer.testing.contract.fixture import StoreFixture, refused
 from datalayer.testing.contract.guard import LOCK_S, LONG_S, GuardSuite, dirty_records
@@ -34,7 +33,7 @@ class ForeignWriterSuite(GuardSuite):
 
     async def test_foreign_update_that_keeps_the_version_is_lifted(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)
-        record = maker.of(self.domain, "user")
+        record = maker.main(self.domain)
         await guard.apply([record])
         changed = maker.next_versions(record, 2)[0]._replace(version=record.version)
         await _foreign(fixture).upsert(store, changed)
@@ -53,8 +52,7 @@ class ForeignWriterSuite(GuardSuite):
             assert record.ident in dirty
             found = dirty[record.ident]
             assert found.deleted
-            lead = 0 if kind.name == "claim" else FINAL_LEAD
-            assert found.version >= record.version + 2 + lead
+            assert found.version >= record.version + 2 + kind.lead
             assert await guard.journal.dirty([record.routing])
             assert record.ident not in await fetched(store, [record.ident]) or found.deleted
             await guard.journal.settle([found])
@@ -64,7 +62,7 @@ class ForeignWriterSuite(GuardSuite):
         self, fixture: StoreFixture
     ) -> None:
         store, guard, maker = await self._guarded(fixture)
-        record = maker.of(self.domain, "user")
+        record = maker.main(self.domain)
         await guard.apply([record])
         await _foreign(fixture).delete(store, record.ident)
         dirty = await dirty_records(guard)
@@ -77,7 +75,7 @@ class ForeignWriterSuite(GuardSuite):
 
     async def test_fence_refuses_foreign_programs_too(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)
-        record, new = maker.of(self.domain, "user"), maker.of(self.domain, "user")
+        record, new = maker.main(self.domain), maker.main(self.domain)
         await guard.apply([record])
         await guard.fence(self._token(fixture, store), 1, LONG_S, LOCK_S)
         # A driver's own error, whatever it is.
@@ -90,7 +88,7 @@ class ForeignWriterSuite(GuardSuite):
     async def test_a_removed_guard_lets_foreign_programs_be(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)
         await guard.remove(self._token(fixture, store), keep_fence=False)
-        record = maker.of(self.domain, "user")
+        record = maker.main(self.domain)
         await _foreign(fixture).upsert(store, record)
         assert (await store.fetch([record.ident]))[record.ident].version >= record.version
         await _foreign(fixture).delete(store, record.ident)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datalayer.domains.conversations import CreateConversation, DeleteConversation, UpdateConversation
 from datalayer.domains.messages import Append, Delete, Edit
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
@@ -18,7 +19,9 @@ from datalayer.testing.contract.values import LONE_SURROGATE, Maker
 if TYPE_CHECKING:
     from datalayer.domains.record import Key, Record
     from datalayer.stores.base import Guard
-    from datalayer.types import Message, User
+    from datalayer.types import Conversation, Message, User
+
+    Entity = Message | User | Conversation
 
 LOCK_S = 5.0
 LONG_S = 120.0
@@ -30,7 +33,7 @@ async def dirty_records(guard: Guard) -> dict[Key, Record]:
 
 
 class GuardSuite:
-    """Journal, fence, seal, open, replayer's apply, repair, tokens; ``domain`` may be set to "users"."""
+    """Journal, fence, seal, open, replayer's apply, repair, tokens; ``domain`` may be set to another."""
 
     domain: ClassVar[str] = "messages"
 
@@ -53,17 +56,21 @@ class GuardSuite:
     def _new(self, maker: Maker) -> Any:
         if self.domain == "messages":
             return Append(maker.id(), maker.id(), maker.id(), "hi")
-        return CreateUser(maker.id(), maker.id().hex, maker.id().hex)
+        if self.domain == "users":
+            return CreateUser(maker.id(), maker.id().hex, maker.id().hex)
+        return CreateConversation(maker.id(), "new", "group", ((maker.id(), "owner"), (maker.id(), "member")))
 
-    def _change(self, maker: Maker, entity: Message | User, text: str = "changed") -> Any:
+    def _change(self, maker: Maker, entity: Entity, text: str = "changed") -> Any:
         if self.domain == "messages":
             return Edit(entity.conversation_id, entity.id, text)  # type: ignore[union-attr]
-        return UpdateUser(entity.id, (("display_name", text), ("username", maker.id().hex)))
+        if self.domain == "users":
+            return UpdateUser(entity.id, (("display_name", text), ("username", maker.id().hex)))
+        return UpdateConversation(entity.id, (("title", text),))
 
-    def _removal(self, entity: Message | User) -> Any:
+    def _removal(self, entity: Entity) -> Any:
         if self.domain == "messages":
             return Delete(entity.conversation_id, entity.id)  # type: ignore[union-attr]
-        return DeleteUser(entity.id)
+        return DeleteUser(entity.id) if self.domain == "users" else DeleteConversation(entity.id)
 
     # journal
     async def test_journal_sees_every_later_write_and_none_before(self, fixture: StoreFixture) -> None:
@@ -97,7 +104,7 @@ class GuardSuite:
         assert await dirty_records(guard) == {}
 
     def _removal_of_absent(self, maker: Maker) -> Any:
-        return Delete(maker.id(), maker.id()) if self.domain == "messages" else DeleteUser(maker.id())
+        return self._removal(DOMAINS[self.domain].to_entity(maker.main(self.domain)))
 
     async def test_install_under_writers_misses_no_write_that_began_later(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.fresh(self.domain), Maker(fixture)
@@ -241,7 +248,7 @@ class GuardSuite:
 
     async def test_apply_of_the_replayer_quarantines_and_lands_the_rest(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture, sealed=True)
-        text = maker.message(body=LONE_SURROGATE) if self.domain == "messages" else maker.user(username=LONE_SURROGATE)
+        text = maker.with_text(self.domain, LONE_SURROGATE)
         good = [maker.of(self.domain) for _ in range(4)]
         error = await refused(Quarantine, guard.apply([*good[:2], text, *good[2:]]))
         assert set(error.rejected) == {text.ident}
@@ -257,7 +264,7 @@ class GuardSuite:
 
     async def test_writes_meet_what_the_replayer_applied(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)
-        record = maker.of(self.domain, "user")._replace(version=maker.now_us + 30_000_000)
+        record = maker.main(self.domain)._replace(version=maker.now_us + 30_000_000)
         await guard.apply([record])
         entity = DOMAINS[self.domain].to_entity(record)
         done = await store.execute(self._removal(entity), fixture.deadline())
@@ -281,7 +288,7 @@ class GuardSuite:
         assert await guard.journal.backlog() == 0
         assert await store.get(*self._get_key(done.entity), fixture.deadline()) == done.entity, "reads are not held"
 
-    def _get_key(self, entity: Message | User) -> tuple[Any, ...]:
+    def _get_key(self, entity: Entity) -> tuple[Any, ...]:
         return (entity.conversation_id, entity.id) if self.domain == "messages" else (entity.id,)  # type: ignore[union-attr]
 
     async def test_fence_lapses_by_itself(self, fixture: StoreFixture) -> None:
@@ -420,7 +427,7 @@ class GuardSuite:
     # repair
     async def test_repair_lifts_what_is_stored_and_marks_it_dirty(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)
-        live, dead = maker.of(self.domain, "user"), maker.of(self.domain, "user")._replace(deleted=True)
+        live, dead = maker.main(self.domain), maker.main(self.domain)._replace(deleted=True)
         await guard.apply([live, dead])
         await guard.repair([live.ident, dead.ident], [], fixture.clock.now_us())
         lifted = await store.fetch([live.ident, dead.ident])

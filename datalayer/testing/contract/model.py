@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import messages, users
+from datalayer.domains import conversations, messages, users
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import DatalayerError
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from datalayer.testing.contract.fixture import StoreFixture
 
 SKEW_US: Final = 2_000_000
+_STAMPED: Final = (
+    users.UpdateUser,
+    users.DeleteUser,
+    conversations.UpdateConversation,
+    conversations.DeleteConversation,
+)
+"""Mutations whose entity says when they were."""
+_LIFTED: Final = (messages.Delete, conversations.RemoveMember, conversations.SetRole, conversations.MarkRead)
+"""Mutations whose entity has a version only."""
 
 
 @dataclass(slots=True)
@@ -47,6 +56,9 @@ class Model:
             before = None if stored is None else users.to_user(stored)
             take, release = users.wanted_claims(mutation, before)
             keys += [("claim", key) for key in (*take, *release)]
+        if self.domain == "conversations" and conversations.needs_all_members(mutation):
+            members = (ident for ident in self.records if ident[0] == "member")
+            keys += [ident for ident in members if ident[1][:16] == mutation.id.bytes]
         current = {key: self.records[key] for key in keys if key in self.records}
         entity, records = definition.decide(mutation, current, now_us)
         return Executed(entity, records)
@@ -85,11 +97,14 @@ def _instant(mutation: Any, actual: Executed, before_us: int) -> int:
     if isinstance(mutation, messages.Edit):
         assert entity.edited_at_us is not None, "an edit carries its time"
         return int(entity.edited_at_us)
-    if isinstance(mutation, users.UpdateUser | users.DeleteUser):
+    if isinstance(mutation, conversations.AddMember):
+        return int(entity.joined_at_us)
+    if isinstance(mutation, _STAMPED):
         return int(entity.updated_at_us)
-    if isinstance(mutation, messages.Delete):
+    if isinstance(mutation, _LIFTED):
         # Where the version was not lifted above a stored one, it is the clock.
-        return min(int(entity.version) - FINAL_LEAD, before_us + SKEW_US)
+        lead = FINAL_LEAD if isinstance(mutation, messages.Delete) else 0
+        return min(int(entity.version) - lead, before_us + SKEW_US)
     claims = [record.version for record in actual.records if record.kind == "claim"]
     return min(claims, default=before_us)
 

@@ -52,7 +52,7 @@ async def scanned(store: Any, ranges: Sequence[str], limit: int) -> list[Record]
 
 
 class PortSuite:
-    """Subclass it with a fixture ``fixture`` that gives a StoreFixture; ``domain`` may be set to "users"."""
+    """Subclass it with a fixture ``fixture`` that gives a StoreFixture; ``domain`` may be set to another."""
 
     domain: ClassVar[str] = "messages"
 
@@ -198,7 +198,7 @@ class PortSuite:
 
     async def test_keys_that_share_a_half_are_different(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.place(self.domain), Maker(fixture)
-        record = maker.of(self.domain, "user")
+        record = maker.main(self.domain)
         left, right = maker.id().bytes, maker.id().bytes
         keys = [left + right, right + left, left + left] if self.domain == "messages" else [left, right]
         records = [record._replace(key=key, version=record.version + at) for at, key in enumerate(keys)]
@@ -349,7 +349,7 @@ class PortSuite:
 
     # values of this domain that one store or another cannot take
     def _with_text(self, maker: Maker, text: str) -> Record:
-        return maker.message(body=text) if self.domain == "messages" else maker.user(display_name=text)
+        return maker.with_text(self.domain, text)
 
     def _surrogate(self, maker: Maker) -> Record:
         return self._with_text(maker, LONE_SURROGATE)

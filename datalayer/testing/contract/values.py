@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from datalayer.domains import users
+from datalayer.domains.conversations import ROLES, member_key
 from datalayer.domains.messages import message_key
 from datalayer.domains.record import Record
+from datalayer.domains.registry import DOMAINS
 from datalayer.ids import id_time_us, uuid7_at
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from datalayer.testing.contract.control_fixture import ControlFixture
     from datalayer.testing.contract.fixture import StoreFixture
@@ -114,19 +116,67 @@ class Maker:
         field = self.random.choice(("username", "email"))
         return users.claim_record(users.claim_key(field, name), self.id(), at, deleted=deleted)
 
+    def conversation(
+        self,
+        id: UUID | None = None,
+        *,
+        version: int | None = None,
+        title: str = "Lunch",
+        kind: str = "group",
+        deleted: bool = False,
+        attributes: str = "{}",
+    ) -> Record:
+        """A conversation's record."""
+        own = self.id() if id is None else id
+        at = id_time_us(own) if version is None else version
+        return Record("conversation", own.bytes, at, deleted, (title, kind, at, attributes))
+
+    def member(
+        self,
+        conversation: UUID | None = None,
+        user: UUID | None = None,
+        *,
+        version: int | None = None,
+        role: str = "member",
+        read_up_to: UUID | None = None,
+        listed: int = 0,
+        deleted: bool = False,
+    ) -> Record:
+        """A member's record."""
+        key = member_key(self.id() if conversation is None else conversation, self.id() if user is None else user)
+        at = self.now_us if version is None else version
+        read = None if read_up_to is None else read_up_to.bytes
+        return Record("member", key, at, deleted, (role, at, read, listed))
+
     def of(self, domain: str, kind: str | None = None) -> Record:
         """A record of a domain with new keys; any kind of it unless one is given."""
+        chosen = self.random.choice(DOMAINS[domain].kinds).name if kind is None else kind
+        make: dict[str, Callable[[], Record]] = {
+            "message": self.message,
+            "user": self.user,
+            "claim": self.claim,
+            "conversation": self.conversation,
+            "member": self.member,
+        }
+        return make[chosen]()
+
+    def main(self, domain: str) -> Record:
+        """A record with new keys of the kind that a domain is named after."""
+        return self.of(domain, DOMAINS[domain].kinds[0].name)
+
+    def with_text(self, domain: str, text: str) -> Record:
+        """A record of a domain with this text in it."""
         if domain == "messages":
-            return self.message()
-        chosen = self.random.choice(("user", "claim")) if kind is None else kind
-        return self.user() if chosen == "user" else self.claim()
+            return self.message(body=text)
+        return self.user(display_name=text) if domain == "users" else self.conversation(title=text)
 
     def late(self, domain: str) -> Record:
         """A record that comes after all others, and after every late one, in the order of keys."""
         self._late_us += 1
         if domain == "messages":
             return self.message(self.id(self._late_us), self.id(self._late_us))
-        return self.user(self.id(self._late_us))
+        own = self.id(self._late_us)
+        return self.user(own) if domain == "users" else self.conversation(own)
 
     def many(self, domain: str, number: int) -> list[Record]:
         """Records with different keys, a tenth of them tombstones; in a few conversations where there are any."""
@@ -143,6 +193,8 @@ class Maker:
         """One record per thing that a codec may get wrong, by its name."""
         if domain == "users":
             return self._hostile_users()
+        if domain == "conversations":
+            return self._hostile_conversations()
         made = {f"body {name}": self.message(body=text) for name, text in TEXTS.items()}
         made |= {f"attributes {name}": self.message(attributes=text) for name, text in JSON_TEXTS.items()}
         made |= {f"kind {name}": self.message(kind=text) for name, text in TEXTS.items() if text}
@@ -168,6 +220,18 @@ class Maker:
         made["released claim"] = self.claim(deleted=True)
         return made
 
+    def _hostile_conversations(self) -> dict[str, Record]:
+        made = {f"title {name}": self.conversation(title=text) for name, text in TEXTS.items()}
+        made |= {f"kind {name}": self.conversation(kind=text) for name, text in TEXTS.items()}
+        made |= {f"attributes {name}": self.conversation(attributes=text) for name, text in JSON_TEXTS.items()}
+        made |= {f"role {role}": self.member(role=role) for role in (*ROLES, "")}
+        made["a member who has read"] = self.member(read_up_to=self.id())
+        made["a member who has read the nil message"] = self.member(read_up_to=UUID(int=0))
+        made["a member on the list"] = self.member(listed=(1 << 53) + 1)
+        made["deleted conversation"] = self.conversation(deleted=True)
+        made["a member who has left"] = self.member(deleted=True)
+        return made
+
     def next_versions(self, record: Record, number: int) -> list[Record]:
         """Later versions of a record with different contents, the last one a tombstone."""
         made = []
@@ -182,6 +246,10 @@ class Maker:
             other = self.message(version=version, body=text, deleted=deleted)
         elif record.kind == "user":
             other = self.user(version=version, display_name=text, deleted=deleted)
+        elif record.kind == "conversation":
+            other = self.conversation(version=version, title=text, deleted=deleted)
+        elif record.kind == "member":
+            other = self.member(version=version, role=text, deleted=deleted)
         else:
             other = self.claim(version=version, deleted=deleted)
         return other._replace(key=record.key)

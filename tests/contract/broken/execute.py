@@ -177,8 +177,10 @@ def transactions_do_not_lock(broken: BrokenStores) -> None:
     def change(store: Any) -> None:
         async def execute(mutation: Any, _deadline: Any) -> Executed:
             # One clock reading for everybody, so that versions do not hide the race.
-            records = broken.server.table(store.place).records
-            done = reference.execute(store.place[0], mutation, records.get, 1_900_000_000_000_000)
+            table = broken.server.table(store.place)
+            records = table.records
+            now_us = 1_900_000_000_000_000
+            done = reference.execute(store.place[0], mutation, records.get, table.of_routing, now_us)
             await asyncio.sleep(0)
             for record in done.records:
                 overwrite(broken.server.table(store.place), record)
