@@ -215,12 +215,11 @@ class Mover:
             begun = [(m.domain, m.target.backend) for m in await unfinished(self._places, self._domain)]
             await self._all(begun, value)
             names = {name for name, _ in begun}
-            planned = [
-                (m.load.group.name, member_name(sharding.backend.name, m.to))
-                for m in moves
-                if m.load.group.name not in names
-            ]
-            await self._all(planned, value)
+            wanted = [(m.load.group.name, member_name(sharding.backend.name, m.to)) for m in moves]
+            there = {name for name, to in wanted if self._places.routing_of(name).authority.backend == to}
+            await self._all([(name, to) for name, to in wanted if name not in names | there], value)
+            for name in there - names if self._purge else ():
+                await self._purge_again(name, value)
         return self.moved
 
     async def _all(self, work: Sequence[tuple[str, str]], domain_lease: int) -> None:
@@ -242,9 +241,22 @@ class Mover:
     async def _move(self, name: str, to: str, domain_lease: int) -> None:
         group = parse_group(name)
         assert group is not None, "only slot groups are moved here"
-        if self._places.routing_of(name).at_rest and self._places.routing_of(name).authority.backend == to:
-            return
-        coordinator = Coordinator(
+        coordinator = self._coordinator(name, domain_lease)
+        migration = await coordinator.migrate(to)
+        if "completed" not in migration.milestones:
+            raise NotFinished(f"slots {group.slots} are not at {to!r} yet: the phase is {migration.phase}")
+        await self._note(migration)
+        if self._purge:
+            await coordinator.purge(migration.id)
+
+    async def _purge_again(self, name: str, domain_lease: int) -> None:
+        """A run that was killed between a group's last step and the purge left the old tables behind."""
+        done = [m for m in await self._places.control.migrations(name) if "completed" in m.milestones]
+        if done and "purged" not in done[0].milestones:
+            await self._coordinator(name, domain_lease).purge(done[0].id)
+
+    def _coordinator(self, name: str, domain_lease: int) -> Coordinator:
+        return Coordinator(
             self._places,
             name,
             holder=self._holder,
@@ -253,12 +265,6 @@ class Mover:
             failpoints=self._failpoints,
             domain_lease=domain_lease,
         )
-        migration = await coordinator.migrate(to)
-        if "completed" not in migration.milestones:
-            raise NotFinished(f"slots {group.slots} are not at {to!r} yet: the phase is {migration.phase}")
-        await self._note(migration)
-        if self._purge:
-            await coordinator.purge(migration.id)
 
     async def _note(self, migration: Migration) -> None:
         self.moved.groups.append(migration.domain)

@@ -121,7 +121,7 @@ async def sides_agree(world: World, traffic: Any) -> None:
     domain = world.pair.domain
     routing = world.control.routes[domain]
     if routing.mirror is not None:
-        await _drain(world, routing)
+        await drain_side(world, routing)
     routing = world.control.routes[domain]
     authority = records_at(world, domain, routing.authority)
     traffic.settle(authority)
@@ -135,7 +135,8 @@ async def sides_agree(world: World, traffic: Any) -> None:
         world.broken("I5", f"{routing.phase}: {line}")
 
 
-async def _drain(world: World, routing: Routing) -> None:
+async def drain_side(world: World, routing: Routing) -> None:
+    """Replay until the authority's journal is empty, as any process may."""
     from datalayer.routing.replay import Replayer  # noqa: PLC0415 - names used once
 
     machine, wire = world.machine("drain")

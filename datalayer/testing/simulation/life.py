@@ -57,14 +57,27 @@ class Life:
     """One run of one seed."""
 
     def __init__(self, seed: int, pair: Pair | None = None, *, commands: int = COMMANDS) -> None:
-        self.plan = Plan.of(seed, pair)
-        plan = self.plan
-        self.world = World(seed, plan.pair, eager=plan.eager, assist=plan.assist, pushes=plan.pushes)
+        self.plan = self._planned(seed, pair)
+        self.world = self._make_world(seed)
         self.rng = random.Random(f"life/{seed}")
         self.traffic: Any = None
         self.over = asyncio.Event()
         self._commands = commands
         self.log: list[str] = []
+
+    def _planned(self, seed: int, pair: Pair | None) -> Plan:
+        return Plan.of(seed, pair)
+
+    def _make_world(self, seed: int) -> World:
+        plan = self.plan
+        return World(seed, plan.pair, eager=plan.eager, assist=plan.assist, pushes=plan.pushes)
+
+    def _make_traffic(self) -> Any:
+        return traffic_of(self.world)
+
+    def _breakable(self) -> tuple[str, ...]:
+        """Servers that an outage may hit, as often as they stand here."""
+        return ("c", "c", "t", "t", "s")
 
     def note(self, text: str) -> None:
         """What operators and disasters do, for whoever reads a failing seed."""
@@ -78,7 +91,7 @@ class Life:
 
     async def _main(self) -> None:
         world = self.world
-        self.traffic = traffic_of(world)
+        self.traffic = self._make_traffic()
         watch_authorities(world)
         for _ in range(PROCESSES):
             self.traffic.employ(await world.start())
@@ -133,7 +146,7 @@ class Life:
 
     async def _outage(self) -> None:
         rng, world = self.rng, self.world
-        name = rng.choice(("c", "c", "t", "t", "s"))
+        name = rng.choice(self._breakable())
         server = world.control.machine if name == "c" else world.servers[name]
         seconds = rng.choice((0.3, 1.0, 4.0, 9.0))
         self.note(f"outage of {name} for {seconds} s")
@@ -342,7 +355,7 @@ class Life:
         for process in world.processes:
             if process.tasks:
                 await asyncio.wait(process.tasks, timeout=40.0)
-        await sides_agree(world, self.traffic)
+        await self._judge_all()
         for process in world.processes:
             await self.traffic.read_all(process)
         world.watchdogs_live()
@@ -350,6 +363,9 @@ class Life:
             world.broken("errors", text)
         world.hits["acknowledged"] += world.history.acknowledged
         world.hits["reads"] += world.history.reads
+
+    async def _judge_all(self) -> None:
+        await sides_agree(self.world, self.traffic)
 
     async def _progress(self) -> None:
         """I10: in quiet weather every process gets a write through."""

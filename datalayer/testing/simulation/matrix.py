@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed
 from datalayer.migrators.coordinator import Coordinator
@@ -22,7 +22,7 @@ from datalayer.testing.simulation.world import Pair, World
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from datalayer.stores.memory.faults import Call
     from datalayer.testing.simulation.world import Command
@@ -142,12 +142,23 @@ class Numbered:
 class Matrix:
     """Runs one case (or the numbering run) from nothing to its judgement."""
 
+    journeys: ClassVar[Mapping[str, tuple[str, ...]]] = JOURNEYS
+
     def __init__(self, pair: Pair, journey: str, case: Case | None = None) -> None:
-        self.world = World(1, pair, eager=False, assist=True if case is None else case.alone)
-        self.numbered = Numbered(self.world, case)
-        self._steps = JOURNEYS[journey]
+        self._steps = self.journeys[journey]
         self._case = case
-        self._traffic = MessageTraffic(self.world, pause_s=0.05)
+        self.world = self._make_world(pair, assist=True if case is None else case.alone)
+        self.numbered = Numbered(self.world, case)
+        self._traffic = self._make_traffic()
+
+    def _make_world(self, pair: Pair, *, assist: bool) -> World:
+        return World(1, pair, eager=False, assist=assist)
+
+    def _make_traffic(self) -> Any:
+        return MessageTraffic(self.world, pause_s=0.05)
+
+    async def _judge(self) -> None:
+        await sides_agree(self.world, self._traffic)
 
     def run(self) -> Numbered:
         """Play it; the first violation is raised."""
@@ -178,7 +189,7 @@ class Matrix:
         traffic.stopped.set()
         for process in world.processes:
             await asyncio.wait(process.tasks, timeout=20.0)
-        await sides_agree(world, traffic)
+        await self._judge()
         for process in world.processes:
             await traffic.read_all(process)
         world.watchdogs_live()
@@ -191,7 +202,7 @@ class Matrix:
             world.broken("errors", text)
 
     def _phase(self) -> str:
-        return str(self.world.control.routes["messages"].phase)
+        return str(self.world.control.routes[self.world.pair.domain].phase)
 
     def _arrived(self) -> None:
         """I7: the end is that of a run without a fault."""
@@ -267,29 +278,28 @@ async def _ended(command: Command) -> None:
             return
 
 
-def number(pair: Pair, journey: str) -> Numbered:
+def number(pair: Pair, journey: str, matrix: type[Matrix] = Matrix) -> Numbered:
     """The points of a journey, and the actions that it goes through."""
-    return Matrix(pair, journey).run()
+    return matrix(pair, journey).run()
 
 
 def chosen_points(points: list[Point]) -> list[Point]:
-    """The first and the last call of each name in each action: the others repeat what these show."""
-    first: dict[tuple[str, str], Point] = {}
-    last: dict[tuple[str, str], Point] = {}
+    """The first, the middle and the last call of each name in each action: the others repeat what these show."""
+    calls: dict[tuple[str, str], list[Point]] = {}
     for point in points:
-        first.setdefault((point.action, point.call), point)
-        last[point.action, point.call] = point
-    return sorted({*first.values(), *last.values()}, key=lambda point: point.number)
+        calls.setdefault((point.action, point.call), []).append(point)
+    chosen = {point for made in calls.values() for point in (made[0], made[len(made) // 2], made[-1])}
+    return sorted(chosen, key=lambda point: point.number)
 
 
-def all_cases(pairs: Iterable[Pair], rng: random.Random) -> list[Case]:
+def all_cases(pairs: Iterable[Pair], rng: random.Random, matrix: type[Matrix] = Matrix) -> list[Case]:
     """Every chosen point of every journey of these pairs with every fault, once and persistent; with crashes, also a
     second crash in the resume, and nobody who comes back. In an order in which each prefix covers as much as it can.
     """
     lanes: dict[tuple[str, Fault, str], list[Case]] = {}
     for pair in pairs:
-        for journey in JOURNEYS:
-            for point in chosen_points(number(pair, journey).points):
+        for journey in matrix.journeys:
+            for point in chosen_points(number(pair, journey, matrix).points):
                 for case in _cases_at(pair, journey, point, rng):
                     how = case.how
                     lanes.setdefault((point.action, case.fault, how), []).append(case)

@@ -1,0 +1,100 @@
+"""Slot groups in virtual time: a fault at every call of a move, and whole lives under every disaster."""
+
+import os
+import random
+from collections import Counter
+from itertools import count
+
+import pytest
+
+from datalayer.migrators.plan import Action
+from datalayer.testing.simulation.history import Violation
+from datalayer.testing.simulation.matrix import all_cases, number
+from datalayer.testing.simulation.sharded_life import ShardedLife
+from datalayer.testing.simulation.sharded_matrix import SHARDED_JOURNEYS, ShardedMatrix
+from datalayer.testing.simulation.world import Pair
+from tests.conftest import TIER
+from tests.simulation.budget import within
+
+FIRST = int(os.environ.get("DATALAYER_SEED", "1"))
+USERS = Pair(domain="users")
+MESSAGES = Pair(domain="messages")
+SOMETIMES = (
+    "acknowledged",
+    "users listed",
+    "names swapped",
+    "a name was taken",
+    "process crash",
+    "coordinator crash",
+    "zombie coordinator wakes",
+    "two operators",
+    "pause past the lease",
+    "outage of c",
+    "outage of s",
+    "outage of shards/s0",
+    "outage of shards/s1",
+    "outage of shards/s2",
+    "process hears news late",
+    "request lands late",
+    "command move",
+    "command sweep",
+    "command migrate",
+    "command rollback",
+    "command complete",
+    "command cancel",
+    "command repair",
+    "ended: done",
+    "ended: LostLease",
+    "ended: NotFinished",
+    "moves finished",
+    "orphan claims",
+    "orphans freed",
+    "sides compared",
+    "rests at source",
+    "rests at dual",
+    "rests at target",
+    "rests at complete",
+)
+
+
+def test_the_journeys_reach_every_action_of_stores_that_order_writes_themselves() -> None:
+    journeys = [journey for journey in SHARDED_JOURNEYS if TIER != "check" or "home" in journey]
+    hit = {action for journey in journeys for action in number(USERS, journey, ShardedMatrix).actions}
+    missing = {Action.PUBLISH_SOURCE, Action.REMOVE_JOURNAL, Action.DROP_TARGET} if TIER == "check" else set()
+    assert hit == set(Action) - missing
+
+
+def test_one_fault_anywhere_in_a_move_of_groups_loses_nothing_and_can_be_resumed() -> None:
+    pairs = [USERS] if TIER == "check" else [USERS, MESSAGES]
+    failed: list[str] = []
+    struck = 0
+    for case in within("sharded matrix", all_cases(pairs, random.Random(2), ShardedMatrix)):
+        try:
+            struck += ShardedMatrix(case.pair, case.journey, case).run().struck_at is not None
+        except (Violation, AssertionError) as error:
+            failed.append(f"{case} => {error}")
+    assert not failed, "\n".join(failed[:10])
+    assert struck >= 5
+
+
+def test_whole_lives_over_slot_groups_keep_every_promise() -> None:
+    hits: Counter[str] = Counter()
+    failed: list[str] = []
+    for seed in within("sharded", count(FIRST)):
+        life = ShardedLife(seed)
+        try:
+            life.run()
+        except (Violation, AssertionError) as error:
+            failed.append(f"seed {seed} ({life.plan}): {error}\n" + "\n".join(life.log[-12:]))
+        hits.update(life.world.hits)
+        if len(failed) > 3:
+            break
+    assert not failed, "\n".join(failed)
+    if TIER != "check":
+        assert [name for name in SOMETIMES if not hits[name]] == []
+
+
+@pytest.mark.parametrize("seed", [3])
+def test_the_same_seed_is_the_same_run_over_slot_groups(seed: int) -> None:
+    runs = [ShardedLife(seed, commands=1).run() for _ in range(2)]
+    assert runs[0].trace.digest() == runs[1].trace.digest()

@@ -1,0 +1,28 @@
+"""What the programmes over slot groups found, each in the one run that shows it."""
+
+import pytest
+
+from datalayer.stores.memory.faults import Fault
+from datalayer.testing.simulation.matrix import Case, Point, number
+from datalayer.testing.simulation.sharded_matrix import ShardedMatrix
+from datalayer.testing.simulation.world import Pair
+
+USERS = Pair(domain="users")
+
+
+def _point(journey: str, action: str, call: str = "") -> Point:
+    points = number(USERS, journey, ShardedMatrix).points
+    return next(p for p in points if p.action == action and p.call.endswith(call))
+
+
+@pytest.mark.parametrize("action", ["await_fleet", "retire_source", "remove_reverse"])
+def test_a_group_whose_mover_died_after_it_published_complete_is_finished_by_the_next_run(action: str) -> None:
+    journey = "move and purge, home"
+    point = _point(journey, action)
+    assert ShardedMatrix(USERS, journey, Case(USERS, journey, point, Fault.CRASH_BEFORE)).run().struck_at is not None
+
+
+def test_old_tables_are_dropped_by_the_next_run_when_a_mover_died_before_its_purge() -> None:
+    journey = "move and purge, home"
+    point = _point(journey, "purge_source")
+    assert ShardedMatrix(USERS, journey, Case(USERS, journey, point, Fault.CRASH_BEFORE)).run().struck_at is not None
