@@ -42,6 +42,8 @@ class Actor:
     goes_on: bool = False
     """Whether it goes on after one that failed."""
     sweeps: bool = False
+    in_one_database: bool = False
+    """Its mutations are transactions: what a sweep meets when a sharded place has become one database."""
 
 
 class End(NamedTuple):
@@ -55,6 +57,11 @@ class End(NamedTuple):
 
 
 Ends = tuple[tuple[End, ...], ...]
+
+
+def word_of(error: DatalayerError) -> str:
+    """An error as an ``End`` tells it."""
+    return type(error).__name__ + (f" {error.field}" if isinstance(error, AlreadyExists) else "")
 
 
 class Breach(AssertionError):
@@ -120,10 +127,11 @@ class Still:
 
 
 class Request(NamedTuple):
-    """A read (of all claims: no keys) or a swap."""
+    """A read (of all claims: no keys), a swap or a whole transaction."""
 
     keys: tuple[Key, ...] = ()
     swap: Swap | None = None
+    whole: UserMutation | None = None
 
 
 class Answer(NamedTuple):
@@ -132,6 +140,8 @@ class Answer(NamedTuple):
     word: str
     records: tuple[Record, ...] = ()
     version: int = 0
+    told: str = ""
+    """The refusal of a whole transaction."""
 
     def error(self) -> DatalayerError:
         match self.word:
@@ -213,11 +223,15 @@ class Process:
 
     async def _try(self, mutation: UserMutation) -> bool:
         self._attempts = 0
+        if self._actor.in_one_database:
+            whole = await self._ask(Request(whole=mutation))
+            outcome = Outcome.NOT_APPLIED if whole.told else Outcome.APPLIED
+            self.ends.append(End(mutation, whole.told or "done", outcome, whole.records))
+            return not whole.told
         try:
             done = await self._writer.execute(mutation, self._deadline)
         except DatalayerError as error:
-            word = type(error).__name__ + (f" {error.field}" if isinstance(error, AlreadyExists) else "")
-            self.ends.append(End(mutation, word, error.outcome))
+            self.ends.append(End(mutation, word_of(error), error.outcome))
             return False
         user = to_record(done.entity)
         self.ends.append(End(mutation, "done", Outcome.APPLIED, tuple(done.records), user))

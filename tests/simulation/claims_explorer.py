@@ -23,11 +23,22 @@ from unittest.mock import patch
 from uuid import UUID
 
 from datalayer.domains.record import Key, Record
-from datalayer.domains.users import Swap, check_seen, claim_keys, claim_of, to_user
-from datalayer.errors import Conflict, Outcome
+from datalayer.domains.users import (
+    CreateUser,
+    Swap,
+    UserMutation,
+    check_seen,
+    claim_keys,
+    claim_of,
+    decide,
+    to_user,
+    wanted_claims,
+)
+from datalayer.errors import Conflict, DatalayerError, Outcome
 from datalayer.routing import claims
 from datalayer.routing.claims import GRACE_US, RACES_MAX, ClaimingWriter
-from tests.simulation.claims_actors import OLD, YOUNG, Actor, Answer, Breach, Code, End, Ends, Node, Request
+from datalayer.types import User
+from tests.simulation.claims_actors import OLD, YOUNG, Actor, Answer, Breach, Code, End, Ends, Node, Request, word_of
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,9 @@ class Explorer:
         node = state.actors[at]
         assert node is not None, "a crashed actor asks nothing"
         spent = state._replace(faults=state.faults - 1)
+        if request.whole is not None:
+            yield self._transaction(state, at, number, request.whole)
+            return
         if request.swap is None:
             wanted = sorted(r for r in state.stored if _wanted(r, request.keys))
             answer = Answer("ok", tuple(wanted))
@@ -213,6 +227,23 @@ class Explorer:
             yield f"{text}: unknown", unknown.with_actor(at, node.after(number, Answer("unknown")))
             for word in ("fenced", "unavailable"):
                 yield f"{text}: {word}", spent.with_actor(at, node.after(number, Answer(word)))
+
+    def _transaction(self, state: State, at: int, number: int, mutation: UserMutation) -> tuple[str, State]:
+        node = state.actors[at]
+        assert node is not None, "a crashed actor asks nothing"
+        now_us = self.scenario.actors[at].now_us
+        try:
+            records = in_one_database(mutation, state.find, now_us)[1]
+        except DatalayerError as error:
+            told = word_of(error)
+            return f"p{at} is told {told}", state.with_actor(at, node.after(number, Answer("ok", told=told)))
+        for record in records:
+            old = state.find(record.ident)
+            done = state.put((at, len(node.ends)), Swap(record, None if old is None else old.version))
+            assert isinstance(done, State), "a transaction is alone"
+            state = done
+        text = ", ".join(map(show, records))
+        return f"p{at} in one: {text}", state.with_actor(at, node.after(number, Answer("ok", records)))
 
     def _crash(self, state: State, at: int) -> State:
         node = state.actors[at]
@@ -304,6 +335,19 @@ def judge_swept(stored: frozenset[Record]) -> None:
         owner = bytes(claim.fields[0]) if claim.kind == "claim" else b""  # type: ignore[arg-type]
         if owner and not claim.deleted and claim.key not in live.get(owner, ()):
             raise Breach(f"after the sweep an orphan is left: {show(claim)}")
+
+
+def in_one_database(
+    mutation: UserMutation, find: Callable[[Key], Record | None], now_us: int
+) -> tuple[User, tuple[Record, ...]]:
+    """What a mutation does where row and claims change in one transaction."""
+    row = find(("user", mutation.id.bytes))
+    stored = None if row is None else to_user(row)
+    take, release = wanted_claims(mutation, stored) if stored or isinstance(mutation, CreateUser) else ((), ())
+    seen = [row, *(find(("claim", key)) for key in (*take, *release))]
+    user, records = decide(mutation, {record.ident: record for record in seen if record is not None}, now_us)
+    assert isinstance(user, User), "only a swap gives a record"
+    return user, records
 
 
 def explore(scenario: Scenario, writer: type[ClaimingWriter] = ClaimingWriter, **changes: Any) -> Search:

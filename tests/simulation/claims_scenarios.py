@@ -255,6 +255,36 @@ def swept(scenario: Scenario, now_us: int) -> Scenario:
     return replace(scenario, actors=(scenario.actors[0], sweeper), expect=None)
 
 
+def in_one(*mutations: UserMutation) -> Actor:
+    return Actor(mutations, in_one_database=True)
+
+
+_SWEEPER = Actor(now_us=OLD, sweeps=True)
+IN_ONE_DATABASE = {
+    "the orphan's create comes again": Scenario((in_one(create(C, "x")), _SWEEPER), orphans=(orphan(C, "x"),)),
+    "the orphan's owner wants it": Scenario(
+        (in_one(rename(A, "y"), rename(A, "x"), rename(A, "y")), _SWEEPER),
+        users=(user(A, "x"),),
+        orphans=(orphan(A, "y"),),
+        expect=all_done,
+    ),
+    "the orphan's owner is deleted": Scenario(
+        (in_one(DeleteUser(A), create(B, "x")), _SWEEPER),
+        users=(user(A, "x"),),
+        orphans=(orphan(A, "y"),),
+        expect=all_done,
+    ),
+    "another wants it": Scenario(
+        (in_one(create(A, "x")), in_one(rename(B, "x")), _SWEEPER),
+        users=(user(B, "y"),),
+        orphans=(orphan(C, "x"),),
+        expect=each_among(TAKEN, TAKEN, {""}),
+    ),
+    "names are used again": Scenario(
+        (in_one(rename(A, "y"), rename(A, "x")), in_one(create(B, "y", "e"), DeleteUser(B)), _SWEEPER),
+        users=(user(A, "x"),),
+    ),
+}
 SLEEPERS = {f"{name}, p{at} sleeps": sleeping(scenario, at) for name, scenario in PAIRS.items() for at in range(2)}
 SWEEPS = {
     f"{name}, during a sweep{' by a fast clock' if now == OLD else ''}": swept(scenario, now)

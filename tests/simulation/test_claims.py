@@ -27,17 +27,16 @@ from datalayer.ids import IdSource, uuid7_at
 from datalayer.routing.claims import GRACE_US, ClaimingWriter
 from datalayer.settings import BackendUrl
 from datalayer.stores.memory import MemoryBackend, MemoryServer
-from datalayer.stores.memory.reference import execute as execute_in_one_database
 from datalayer.stores.sqlite.backend import create_backend
 from tests.conftest import TIER
 from tests.contract.sharded_place import ShardedClient
 from tests.simulation.claims_actors import OLD, YOUNG, Breach
-from tests.simulation.claims_explorer import claims_of, explore, judge_swept, judge_values
+from tests.simulation.claims_explorer import claims_of, explore, in_one_database, judge_swept, judge_values
 from tests.simulation.claims_mutants import MUTANTS
-from tests.simulation.claims_scenarios import PAIRS, SLEEPERS, SWEEPS, TRIOS, A, B, C, orphan, user
+from tests.simulation.claims_scenarios import IN_ONE_DATABASE, PAIRS, SLEEPERS, SWEEPS, TRIOS, A, B, C, orphan, user
 
 SCENARIOS = {**PAIRS, **SLEEPERS, **SWEEPS, **TRIOS}
-STATES_MAX = {"check": 1_500, "test": 20_000, "deep": 150_000}[TIER]
+STATES_MAX = {"check": 1_500, "test": 8_000, "deep": 400_000}[TIER]
 """Breadth first: what a search leaves out are the longest schedules."""
 CORE = (
     "two creates of one name",
@@ -92,13 +91,18 @@ def test_every_order_with_a_fault_keeps_values_unique(name: str) -> None:
 @pytest.mark.deep
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_order_with_two_faults_keeps_values_unique(name: str) -> None:
-    explore(SCENARIOS[name], faults=2, states_max=STATES_MAX)
+    explore(SCENARIOS[name], faults=2, states_max=60_000)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", PAIRS)
 def test_reads_of_several_groups_at_different_instants_keep_values_unique(name: str) -> None:
     explore(PAIRS[name], faults=1, torn_reads=True, states_max=STATES_MAX)
+
+
+@pytest.mark.parametrize("name", IN_ONE_DATABASE)
+def test_every_order_of_transactions_and_a_sweep_keeps_values_unique(name: str) -> None:
+    explore(IN_ONE_DATABASE[name], faults=1)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -208,9 +212,8 @@ def test_in_a_quiet_world_it_is_what_one_database_is(drawn: list[Any]) -> None:
             mutation = _mutation(each, one)
             expected: Any
             try:
-                done = execute_in_one_database("users", mutation, one.get, clock.now_us())
-                one.update({record.ident: record for record in done.records})
-                expected = (done.entity, done.records)
+                expected = in_one_database(mutation, one.get, clock.now_us())
+                one.update({record.ident: record for record in expected[1]})
             except DatalayerError as error:
                 expected = _told(error)
             answer: Any
