@@ -34,7 +34,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "demo": Entry("datalayer.cli.demo:demo", "Move messages under a live workload, and prove nothing was lost."),
         "init": Entry("datalayer.cli.config:init", "Write a commented, valid datalayer.toml."),
         "config": Entry("datalayer.cli.config:config", "Show or check the configuration."),
-        "import": Entry("datalayer.cli.importing:import_", "Store messages from a file."),
+        "import": Entry("datalayer.cli.importing:import_", "Store messages or users from a file."),
         "migrate": Entry("datalayer.cli.migrate:migrate", "Move a domain to another backend, online."),
         "migrations": Entry("datalayer.cli.migrations:migrations", "Watch and steer migrations."),
         "shards": Entry("datalayer.cli.shards:shards", "See what lies on which shard, and move slots between them."),

@@ -1,8 +1,10 @@
-"""datalayer import: messages from a file."""
+"""datalayer import: messages and users from files."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,9 +14,10 @@ import click
 from datalayer.cli.console import Console, command, group
 from datalayer.cli.exits import ExitCode
 from datalayer.cli.progress import ProgressBar
-from datalayer.cli.running import Stop, run
-from datalayer.importing import BadLine, BadLines, ImportReport, Progress, import_messages
+from datalayer.cli.running import Stop, holder, moving_bulk, run
+from datalayer.importing import BadLine, BadLines, ImportReport, Progress, import_messages, import_users
 from datalayer.layer import DataLayer, LayerOptions
+from datalayer.migrators.lease import held_lease
 
 SHOWN_MAX: Final = 20
 
@@ -24,9 +27,14 @@ def import_() -> None:
     """Store records from a file."""
 
 
+Import = Callable[[DataLayer, Callable[[Progress], None]], Coroutine[Any, Any, ImportReport]]
+_file = click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
+_on_error = click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
+
+
 @command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
-@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
+@_file
+@_on_error
 def messages(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) -> ExitCode | None:
     """Store the messages of FILE: one JSON object a line, plain or gzipped.
 
@@ -36,20 +44,51 @@ def messages(console: Console, file: Path, *, on_error: Literal["stop", "skip"])
     Ids follow from the line, so a second import changes nothing. On a bad line `stop` imports nothing at all, `skip`
     leaves that line out; both name it.
     """  # noqa: D301 - click looks for the character itself
+
+    def work(layer: DataLayer, progress: Callable[[Progress], None]) -> Coroutine[Any, Any, ImportReport]:
+        return import_messages(layer, file, on_error=on_error, progress=progress)
+
+    return _import(console, "messages", file, on_error, work)
+
+
+@command()
+@_file
+@_on_error
+def users(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) -> ExitCode | None:
+    """Store the users of FILE: one JSON object a line, plain or gzipped.
+
+    \b
+    {"username": text, "email": text, "display_name": text, "id": any, "created_at": seconds or ISO time,
+     "attributes": object}
+
+    Only the username is needed. Ids follow from the line, so a second import changes nothing. Names are compared
+    without case and Unicode form. When a line is bad, or its name is another user's, `stop` imports nothing at all,
+    `skip` leaves that line out - the first line of the file that has a name keeps it; both name it.
+    """  # noqa: D301 - click looks for the character itself
+
+    def work(layer: DataLayer, progress: Callable[[Progress], None]) -> Coroutine[Any, Any, ImportReport]:
+        def lease() -> AbstractAsyncContextManager[int]:
+            return held_lease(layer.places.control, layer.clock, "users", holder("import"), console.say)
+
+        return import_users(layer, file, on_error=on_error, progress=progress, lease=lease)
+
+    with moving_bulk():
+        return _import(console, "users", file, on_error, work)
+
+
+def _import(console: Console, what: str, file: Path, on_error: str, work: Import) -> ExitCode | None:
     console.way_on = [
-        f"datalayer import messages {shlex.quote(str(file))}{' --on-error skip' if on_error == 'skip' else ''}"
+        f"datalayer import {what} {shlex.quote(str(file))}{' --on-error skip' if on_error == 'skip' else ''}"
     ]
     bar = ProgressBar(console, "bytes")
     settings = console.settings()
 
-    async def work(stop: Stop) -> ImportReport:
+    async def opened(stop: Stop) -> ImportReport:
         async with DataLayer.open(settings, options=LayerOptions(name="import")) as layer:
-            return await import_messages(
-                layer, file, on_error=on_error, progress=lambda p: _show(console, bar, stop, p)
-            )
+            return await work(layer, lambda p: _show(console, bar, stop, p))
 
     try:
-        report = run(console, work)
+        report = run(console, opened)
     except BadLines as error:
         bar.clear()
         console.way_on = []
@@ -60,12 +99,13 @@ def messages(console: Console, file: Path, *, on_error: Literal["stop", "skip"])
     _name(console, report.bad, report.bad_count)
     if report.differing_count:
         lines = ", ".join(str(number) for number in report.differing[:SHOWN_MAX])
+        one = what.removesuffix("s")
         console.say(
-            f"{report.differing_count} line(s) differ from the message stored with their id, which stays: {lines}"
+            f"{report.differing_count} line(s) differ from the {one} stored with their id, which stays: {lines}"
         )
     if report.ignored_keys:
         console.say(f"these keys are not imported: {', '.join(report.ignored_keys)}")
-    console.result(asdict(report), _text(report))
+    console.result(asdict(report), _text(report, what))
     return None if report.complete else ExitCode.FAILED
 
 
@@ -86,12 +126,13 @@ def _name(console: Console, bad: tuple[BadLine, ...], count: int) -> None:
         console.error(f"and {count - SHOWN_MAX} more")
 
 
-def _text(report: ImportReport) -> str:
+def _text(report: ImportReport, what: str) -> str:
     return (
-        f"{report.lines:,} lines: {report.distinct:,} distinct messages, {report.new:,} new, "
+        f"{report.lines:,} lines: {report.distinct:,} distinct {what}, {report.new:,} new, "
         f"{report.already:,} already there, {report.repeated:,} repeated, {report.bad_count:,} bad "
         f"({report.seconds:.1f} s)\ndigest {report.digest}"
     )
 
 
-import_.add_command(messages)
+for _one in (messages, users):
+    import_.add_command(_one)

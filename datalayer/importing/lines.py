@@ -40,20 +40,20 @@ def message_of(raw: bytes, *, body_max_bytes: int, now_us: int) -> tuple[Append,
 
     Raises InvalidArgument, in one sentence without the line's text.
     """
-    fields = _object(raw)
+    fields = json_object(raw)
     missing = [name for name in _NEEDED if fields.get(name) is None]
     if missing:
         raise InvalidArgument(f"{' and '.join(missing)} missing")
     body = check_text(fields["body"], "body", body_max_bytes)
-    conversation = _checked("conversation", fields["conversation"])
-    sender = _checked("sender", fields["sender"])
-    sent_at_us = _time_us(fields["sent_at"], now_us)
+    conversation = checked_text("conversation", fields["conversation"])
+    sender = checked_text("sender", fields["sender"])
+    sent_at_us = time_us(fields["sent_at"], now_us)
     foreign = fields.get("id")
     if foreign is None:
         parts = json.dumps([conversation, sender, sent_at_us, body])
         foreign = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
     elif isinstance(foreign, bool) or not isinstance(foreign, int):
-        foreign = _checked("id", foreign)
+        foreign = checked_text("id", foreign)
     append = Append(
         _named("conversation", conversation),
         imported_message_id(conversation, foreign, sent_at_us),
@@ -69,7 +69,8 @@ def _named(what: str, name: str) -> UUID:
     return uuid5(NAMESPACE, f"{what}:{name}")
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The object that a line holds; InvalidArgument."""
     try:
         fields = json.loads(raw.decode())
     except UnicodeDecodeError as error:
@@ -89,7 +90,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _checked(what: str, value: object) -> str:
+def checked_text(what: str, value: object) -> str:
+    """Any JSON value as text that can be hashed: text itself, else its canonical JSON; InvalidArgument."""
     text = _text(value)
     try:
         text.encode()
@@ -98,26 +100,26 @@ def _checked(what: str, value: object) -> str:
     return text
 
 
-def _time_us(value: object, now_us: int) -> int:
+def time_us(value: object, now_us: int, what: str = "sent_at") -> int:
     """Microseconds since 1970 of epoch seconds, or of an ISO time (UTC where it names no zone)."""
     if isinstance(value, str):
-        sent_at_us = _iso_us(value)
+        time = _iso_us(value, what)
     elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidArgument("sent_at is neither seconds since 1970 nor an ISO time")
+        raise InvalidArgument(f"{what} is neither seconds since 1970 nor an ISO time")
     elif abs(value) > _EARLY_S:
-        raise InvalidArgument("sent_at is beyond the year 9999; seconds since 1970 are expected, not milliseconds")
+        raise InvalidArgument(f"{what} is beyond the year 9999; seconds since 1970 are expected, not milliseconds")
     else:
-        sent_at_us = value * 1_000_000 if isinstance(value, int) else round(value * 1_000_000)
-    if sent_at_us < 0:
-        raise InvalidArgument("sent_at lies before 1970")
-    if sent_at_us > now_us + FUTURE_LIMIT_US:
-        raise InvalidArgument("sent_at lies more than 60 s in the future")
-    return sent_at_us
+        time = value * 1_000_000 if isinstance(value, int) else round(value * 1_000_000)
+    if time < 0:
+        raise InvalidArgument(f"{what} lies before 1970")
+    if time > now_us + FUTURE_LIMIT_US:
+        raise InvalidArgument(f"{what} lies more than 60 s in the future")
+    return time
 
 
-def _iso_us(value: str) -> int:
+def _iso_us(value: str, what: str) -> int:
     try:
         moment = datetime.fromisoformat(value.strip())
         return to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
-        raise InvalidArgument("sent_at is no ISO time") from None
+        raise InvalidArgument(f"{what} is no ISO time") from None

@@ -1,4 +1,4 @@
-"""Counts distinct messages and sums their digests with bounded memory: what does not fit goes to temporary files."""
+"""Counts distinct records and sums their digests with bounded memory: what does not fit goes to temporary files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from datalayer.domains.record import digest
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from datalayer.domains.record import Kind, Record
     from datalayer.types import Message
 
 _PARTS: Final = 64
@@ -22,7 +23,7 @@ MODULUS: Final = 1 << 128
 
 
 class Tally:
-    """Messages as they are stored; the digest does not depend on their order, nor on the store."""
+    """Records as they are stored; the digest does not depend on their order, nor on the store."""
 
     def __init__(self) -> None:
         self._open = ExitStack()
@@ -42,12 +43,15 @@ class Tally:
 
     def add(self, message: Message) -> None:
         """Count a stored message; the same one again counts once, with its last digest."""
-        record = to_record(message)
-        entry = record.key + digest(MESSAGE, record).to_bytes(16, "big")
+        self.add_record(MESSAGE, to_record(message))
+
+    def add_record(self, kind: Kind, record: Record) -> None:
+        """The same of a record of any kind whose keys have one length, of at most 32 bytes."""
+        entry = record.key.ljust(_KEY_BYTES, b"\0") + digest(kind, record).to_bytes(16, "big")
         self._parts[record.key[-1] % _PARTS].write(entry)
 
     def total(self) -> tuple[int, str]:
-        """(distinct messages, digest of all of them as 32 hex digits)."""
+        """(distinct records, digest of all of them as 32 hex digits)."""
         count = total = 0
         for part in self._parts:
             part.seek(0)

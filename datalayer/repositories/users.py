@@ -33,9 +33,9 @@ class _Unset:
 
 
 UNSET: Final = _Unset()
-_NAME_BYTES: Final = 256
-_EMAIL_BYTES: Final = 320
-_TEXT_BYTES: Final = 1024
+NAME_BYTES: Final = 256
+EMAIL_BYTES: Final = 320
+TEXT_BYTES: Final = 1024
 
 
 class Users:
@@ -66,10 +66,10 @@ class Users:
         user_id = self._ids.uuid7() if id is None else check_id(as_uuid(id, "id"), self._clock.now_us())
         mutation = CreateUser(
             user_id,
-            _unique("username", username, _NAME_BYTES),
-            None if email is None else _unique("email", email, _EMAIL_BYTES),
-            check_text(display_name, "display_name", _TEXT_BYTES),
-            check_text(status, "status", _NAME_BYTES),
+            check_unique("username", username, NAME_BYTES),
+            None if email is None else check_unique("email", email, EMAIL_BYTES),
+            check_text(display_name, "display_name", TEXT_BYTES),
+            check_text(status, "status", NAME_BYTES),
             as_attributes(attributes),
         )
         return cast("User", await self._router.write(mutation, self._deadline(timeout)))
@@ -89,13 +89,13 @@ class Users:
         """Change the given fields. NotFound, AlreadyExists (a taken value), Conflict (``expected_version`` differs)."""
         changes: list[tuple[str, str | None]] = []
         if not isinstance(username, _Unset):
-            changes.append(("username", _unique("username", username, _NAME_BYTES)))
+            changes.append(("username", check_unique("username", username, NAME_BYTES)))
         if not isinstance(email, _Unset):
-            changes.append(("email", None if email is None else _unique("email", email, _EMAIL_BYTES)))
+            changes.append(("email", None if email is None else check_unique("email", email, EMAIL_BYTES)))
         if not isinstance(display_name, _Unset):
-            changes.append(("display_name", check_text(display_name, "display_name", _TEXT_BYTES)))
+            changes.append(("display_name", check_text(display_name, "display_name", TEXT_BYTES)))
         if not isinstance(status, _Unset):
-            changes.append(("status", check_text(status, "status", _NAME_BYTES)))
+            changes.append(("status", check_text(status, "status", NAME_BYTES)))
         if not isinstance(attributes, _Unset):
             changes.append(("attributes", as_attributes(attributes)))
         mutation = UpdateUser(as_uuid(id, "id"), tuple(changes), expected_version)
@@ -175,7 +175,7 @@ class Users:
         return cast("User | None", await self._router.read((user_id.bytes,), call, deadline))
 
     async def _by_claim(self, field: str, value: str, deadline: Deadline) -> User | None:
-        wanted = normalise(field, check_text(value, field, _EMAIL_BYTES))
+        wanted = normalise(field, check_text(value, field, EMAIL_BYTES))
         key = claim_key(field, value)
 
         def call(store: UserReads, deadline: Deadline) -> Any:
@@ -198,7 +198,8 @@ class Users:
         return deadline_of(self._clock, timeout, self._limits)
 
 
-def _unique(field: str, value: str, limit_bytes: int) -> str:
+def check_unique(field: str, value: str, limit_bytes: int) -> str:
+    """A username or e-mail address that can be stored and is not empty in its unique form; InvalidArgument."""
     text = check_text(value, field, limit_bytes)
     if not normalise(field, text):
         raise InvalidArgument(f"{field} must not be empty")

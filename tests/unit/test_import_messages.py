@@ -15,7 +15,7 @@ import pytest
 from datalayer.clock import SystemClock
 from datalayer.domains.messages import Append
 from datalayer.errors import NotFinished, OutcomeUnknown, Unavailable
-from datalayer.importing import BadLines, ImportReport, Progress, conversation_id, import_messages, messages
+from datalayer.importing import BadLines, ImportReport, Progress, conversation_id, import_messages, messages, reading
 from datalayer.importing.tally import Tally
 from datalayer.layer import DataLayer
 from datalayer.stores.memory.server import server_named
@@ -240,7 +240,7 @@ def test_a_store_that_stays_away_ends_with_5_and_says_how_to_go_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(world, [line(n) for n in range(1200)])
-    monkeypatch.setattr(messages, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(reading, "PATIENCE_S", 0.2)
 
     def outage(progress: Progress) -> None:
         world.server("main").up = not (progress.new >= 500 and not progress.checking)
