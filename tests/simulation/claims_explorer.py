@@ -210,7 +210,10 @@ class Explorer:
         if request.swap is None:
             wanted = sorted(r for r in state.stored if _wanted(r, request.keys))
             answer = Answer("ok", tuple(wanted))
-            yield f"p{at} reads {', '.join(map(show, wanted))}", state.with_actor(at, node.after(number, answer))
+            yield (
+                f"p{at} reads {', '.join(map(show, wanted)) or 'nothing'}",
+                state.with_actor(at, node.after(number, answer)),
+            )
             if state.faults:
                 yield f"p{at} cannot read", spent.with_actor(at, node.after(number, Answer("unavailable")))
             return

@@ -61,6 +61,10 @@ def does(*mutations: UserMutation, now_us: int = YOUNG, tries: int = 1) -> Actor
     return Actor(mutations, now_us, tries)
 
 
+def in_one(*mutations: UserMutation) -> Actor:
+    return Actor(mutations, in_one_database=True)
+
+
 # --- expectations ------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +166,11 @@ PAIRS = {
     "name and address are different changes": Scenario(
         (does(rename(A, "y")), does(UpdateUser(A, (("email", "f"),)))), users=(user(A, "x", "e"),), expect=all_done
     ),
+    "a change without names is a transaction": Scenario(
+        (does(rename(A, "y"), rename(A, "x")), in_one(UpdateUser(A, (("display_name", "a"),)))),
+        users=(user(A, "x"),),
+        expect=all_done,
+    ),
     "rename to one's own name in capitals": Scenario(
         (does(rename(A, "X")), does(rename(A, "y"))), users=(user(A, "x"),), expect=all_done
     ),
@@ -253,10 +262,6 @@ def swept(scenario: Scenario, now_us: int) -> Scenario:
     """The first actor's work during a sweep."""
     sweeper = Actor(now_us=now_us, sweeps=True)
     return replace(scenario, actors=(scenario.actors[0], sweeper), expect=None)
-
-
-def in_one(*mutations: UserMutation) -> Actor:
-    return Actor(mutations, in_one_database=True)
 
 
 _SWEEPER = Actor(now_us=OLD, sweeps=True)

@@ -32,7 +32,7 @@ from tests.conftest import TIER
 from tests.contract.sharded_place import ShardedClient
 from tests.simulation.claims_actors import OLD, YOUNG, Breach
 from tests.simulation.claims_explorer import claims_of, explore, in_one_database, judge_swept, judge_values
-from tests.simulation.claims_mutants import MUTANTS
+from tests.simulation.claims_mutants import MUTANTS, GivesBackWhatItLost
 from tests.simulation.claims_scenarios import IN_ONE_DATABASE, PAIRS, SLEEPERS, SWEEPS, TRIOS, A, B, C, orphan, user
 
 SCENARIOS = {**PAIRS, **SLEEPERS, **SWEEPS, **TRIOS}
@@ -111,6 +111,21 @@ def test_a_mistake_is_noticed(mutant: type[ClaimingWriter]) -> None:
     with pytest.raises(Breach) as breach:
         explore(SCENARIOS[name], mutant, faults=faults, races=4)
     assert breach.value.trace
+
+
+def test_two_processes_that_choose_one_version_do_not_free_each_others_claim() -> None:
+    scenario = PAIRS["two creates of one name"]
+    with pytest.raises(Breach, match="x is not claimed by it") as breach:
+        explore(scenario, GivesBackWhatItLost)
+    assert breach.value.trace == (
+        "p0 reads nothing",
+        "p1 reads nothing",
+        "p0 claim x of A at 0 (seen None)",
+        "p0 row A (x, None) at -5000000 (seen None)",
+        "p1 claim x of B at 0 (seen None): conflict",
+        "p1 claim x free at 2 (seen 0)",
+    )
+    explore(scenario)
 
 
 def test_a_search_ends_in_every_kind_of_answer() -> None:
