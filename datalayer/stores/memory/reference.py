@@ -18,8 +18,9 @@ def execute(
     domain: str,
     mutation: Any,
     read: Callable[[Key], Record | None],
-    of_routing: Callable[[str, bytes], Iterable[Record]],
     now_us: int,
+    *,
+    of_routing: Callable[[str, bytes], Iterable[Record]] = lambda _kind, _routing: (),
 ) -> Executed:
     """What a mutation does to the records that ``read`` and ``of_routing`` see; raises what decide() raises."""
     definition = DOMAINS[domain]

@@ -116,7 +116,7 @@ class MemoryServer:
         def read(key: Key) -> Record | None:
             return table.records.get(key) or self._hard_deleted(place, key)
 
-        done = reference.execute(place[0], mutation, read, table.of_routing, self.clock.now_us())
+        done = reference.execute(place[0], mutation, read, self.clock.now_us(), of_routing=table.of_routing)
         for record in done.records:
             landed = self.put(table, record)
             assert landed, "a decision is newer than what it was decided on"

@@ -159,7 +159,9 @@ def transactions_do_not_lock(broken: BrokenStores) -> None:
             read, all_of = dict(table.records), list(table.of_routing("member", mutation.id.bytes))
             # One clock reading for everybody, so that versions do not hide the race.
             now_us = 1_900_000_000_000_000
-            done = reference.execute(store.place[0], mutation, read.get, lambda _kind, _routing: all_of, now_us)
+            done = reference.execute(
+                store.place[0], mutation, read.get, now_us, of_routing=lambda _kind, _routing: all_of
+            )
             await asyncio.sleep(0)
             for record in done.records:
                 overwrite(table, record)

@@ -179,8 +179,7 @@ def transactions_do_not_lock(broken: BrokenStores) -> None:
             # One clock reading for everybody, so that versions do not hide the race.
             table = broken.server.table(store.place)
             records = table.records
-            now_us = 1_900_000_000_000_000
-            done = reference.execute(store.place[0], mutation, records.get, table.of_routing, now_us)
+            done = reference.execute(store.place[0], mutation, records.get, 1_900_000_000_000_000)
             await asyncio.sleep(0)
             for record in done.records:
                 overwrite(broken.server.table(store.place), record)
