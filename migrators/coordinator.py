@@ -406,7 +406,11 @@ class Coordinator:
         await self._places.ensure_open(migration.target)
         await fit_target(self._places, self._domain, migration.target)
         token = Token(migration.id, self._domain, attempt, value)
-        return await self._control.start_migration(token, migration, actor=self._holder)
+        within = None
+        if self._domain_lease is not None:
+            # Who slept since it looked at the domain must not begin after somebody else took that over.
+            within = Token(migration.id, base, attempt, self._domain_lease)
+        return await self._control.start_migration(token, migration, actor=self._holder, within=within)
 
     def _check_target_name(self, routing: Routing, to: str) -> None:
         if to not in self._places.backends:

@@ -261,8 +261,12 @@ class Control(Protocol):
         ...
 
     # migrations
-    async def start_migration(self, token: Token, migration: Migration, *, actor: str) -> Migration:
+    async def start_migration(
+        self, token: Token, migration: Migration, *, actor: str, within: Token | None = None
+    ) -> Migration:
         """Enter a new migration; PreconditionFailed when an unfinished one of the domain exists.
+
+        ``within``: of a slot group, the token of its domain's lease; LostLease when somebody else has that by now.
 
         Nor does a domain begin to move while one of its slot groups (``users/7/0-63``) does, nor a group while its
         domain does; two groups may.

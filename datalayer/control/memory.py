@@ -138,8 +138,12 @@ class MemoryControl:
         return await self._call("holder", lambda: self.server.holder(name), write=False)
 
     # migrations
-    async def start_migration(self, token: Token, migration: Migration, *, actor: str) -> Migration:
-        return await self._call("start_migration", lambda: self.server.start_migration(token, migration, actor))
+    async def start_migration(
+        self, token: Token, migration: Migration, *, actor: str, within: Token | None = None
+    ) -> Migration:
+        return await self._call(
+            "start_migration", lambda: self.server.start_migration(token, migration, actor, within=within)
+        )
 
     async def migrations(self, domain: str | None = None) -> list[Migration]:
         return await self._call("migrations", lambda: self.server.migrations_of(domain), write=False)

@@ -179,10 +179,14 @@ class MemoryControlServer:
         return lease is not None and lease.token == token and lease.holder != ""
 
     # migrations
-    def start_migration(self, token: Token, migration: Migration, actor: str) -> Migration:
+    def start_migration(
+        self, token: Token, migration: Migration, actor: str, *, within: Token | None = None
+    ) -> Migration:
         """Enter a migration."""
         assert token.domain == migration.domain, "a token is of the migration's domain"
         self.check(token)
+        if within is not None:
+            self.check(within)
         base, below = rivals(migration.domain)
         known = (m for m in self.migrations.values() if not m.finished)
         rival = (

@@ -120,11 +120,15 @@ _STEPS: Final = (
 class SqlMigrations(SqlPart):
     """Migrations, their attempt numbers, their steps."""
 
-    async def start_migration(self, token: Token, migration: Migration, *, actor: str) -> Migration:
+    async def start_migration(
+        self, token: Token, migration: Migration, *, actor: str, within: Token | None = None
+    ) -> Migration:
         """Enter a new migration; PreconditionFailed when an unfinished one excludes it (``rules.rivals``)."""
         assert token.domain == migration.domain, "a token is of the migration's domain"
         base, below = rivals(migration.domain)
         async with self._database.transaction(deadline=self._deadline()) as transaction:
+            if within is not None:
+                await self._hold(transaction, within)
             await self._hold(transaction, token)
             await self._do(transaction, _LOCK_DOMAIN, domain=base)
             unfinished = await self._do(transaction, _UNFINISHED, domain=migration.domain, base=base, below=f"{below}%")

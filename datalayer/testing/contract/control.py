@@ -288,6 +288,15 @@ class ControlSuite:
                 await control.update_migration(part, begun.id, milestones=frozenset({"completed"}))
                 part = replace(part, migration=f"{part.migration}-2", attempt=2)
 
+    async def test_a_slot_group_begins_to_migrate_under_the_lease_of_its_domain(self, fixture: ControlFixture) -> None:
+        control, domain = await fixture.control(), fixture.name("domain")
+        part = await fixture.token(control, f"{domain}/7/0-63")
+        old, new = await fixture.overtaken(control, domain)
+        begins = fixture.migration(part)
+        await refused(LostLease, control.start_migration(part, begins, actor="ann", within=old))
+        assert await control.migrations(part.domain) == []
+        await control.start_migration(part, begins, actor="ann", within=new)
+
     async def test_changes_of_a_migration_need_the_newest_token(self, fixture: ControlFixture) -> None:
         control, token, migration = await self._migrating(fixture)
         changed = await control.update_migration(token, migration.id, flips=3, milestones=frozenset({"backfilled"}))

@@ -227,9 +227,10 @@ def tokens_do_not_rise(broken: BrokenControls) -> None:
     "test_a_domain_has_one_unfinished_migration",
     "test_a_domain_and_its_slot_groups_do_not_migrate_at_once",
     "test_a_slot_group_may_migrate_while_its_domain_rests_at_target",
+    "test_a_slot_group_begins_to_migrate_under_the_lease_of_its_domain",
 )
 def migrations_may_overlap(broken: BrokenControls) -> None:
-    def start(token: Any, migration: Migration, actor: str) -> Migration:
+    def start(token: Any, migration: Migration, actor: str, **_: Any) -> Migration:
         broken.server.migrations[migration.id] = migration
         return migration
 
