@@ -194,7 +194,10 @@ async def _routes(
             findings.append(Finding(f"route {domain}", True, f"{name}, phase {routing.phase}, epoch {routing.epoch}"))
     for domain, routing in routings.items():
         group, shard = parse_group(domain), routing.authority.backend
-        if group is not None and shard not in backends:
+        if group is None or shard in backends or group.domain not in routings:
+            continue
+        whole_domain = routings[group.domain]
+        if group.attempt in {place.attempt for place in (whole_domain.authority, whole_domain.mirror) if place}:
             whole, _, member = shard.partition("/")
             detail = f"slots {group.slots} are routed to shard {shard!r}, which is not configured here"
             findings.append(

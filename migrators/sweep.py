@@ -14,6 +14,7 @@ from datalayer.clock import Deadline
 from datalayer.domains.users import claim_keys, to_user
 from datalayer.errors import PreconditionFailed
 from datalayer.routing.claims import ClaimingWriter
+from datalayer.routing.route import LEASE_BINDS
 from datalayer.routing.together import each
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class Swept:
     young: int = 0
 
 
-class _AtRest:
-    """``claims.Records`` at the authority of a domain that is at rest; a fence or an old route refuses."""
+class _AtAuthority:
+    """``claims.Records`` at the authority of the users as it is now; a fence or an old route refuses."""
 
     def __init__(self, places: Places) -> None:
         self.places = places
@@ -55,18 +56,21 @@ class _AtRest:
 
 
 async def sweep_claims(places: Places, failpoints: Failpoints) -> Swept:
-    """Free every orphan of the users' claims. Users must not be moving. Repeating it is harmless."""
+    """Free every orphan of the users' claims, where users are served now. Repeating it is harmless.
+
+    PreconditionFailed in the middle of a cut-over.
+    """
     _, routings = await places.control.routings()
     places.learn(routings)
     if "users" not in routings:
         raise PreconditionFailed("users have no place yet", hint="open the application once")
     routing = routings["users"]
-    if not routing.at_rest:
+    if routing.phase in LEASE_BINDS:
         raise PreconditionFailed(
-            f"users are moving: the phase is {routing.phase}", hint="sweep before the move begins or when it has ended"
+            f"users are being cut over: the phase is {routing.phase}", hint="sweep when the migration has gone on"
         )
     await places.ensure_open(routing.authority)
-    records = _AtRest(places)
+    records = _AtAuthority(places)
     writer = ClaimingWriter(records, places.clock)
     swept = Swept()
     for range_ in await records.store.plan_scan(1):
@@ -81,7 +85,7 @@ async def sweep_claims(places: Places, failpoints: Failpoints) -> Swept:
     return swept
 
 
-async def _sweep_page(records: _AtRest, writer: ClaimingWriter, claims: Sequence[Record], swept: Swept) -> None:
+async def _sweep_page(records: _AtAuthority, writer: ClaimingWriter, claims: Sequence[Record], swept: Swept) -> None:
     swept.claims += len(claims)
     owners = {("user", bytes(claim.fields[0])) for claim in claims}  # type: ignore[arg-type]
     rows = await records.read(list(owners), Deadline(records.places.clock, CALL_S))

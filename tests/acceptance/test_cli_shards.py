@@ -309,6 +309,28 @@ def test_an_orphan_is_swept_and_a_young_one_left(world: World) -> None:
     with_layer(world, lambda layer: layer.users.create(username="orphan"))
 
 
+def test_an_orphan_that_came_back_to_one_database_is_swept_there(world: World) -> None:
+    fill(world, 3)
+    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+
+    async def plant(layer: DataLayer) -> None:
+        store = layer.router("users").route.authority
+        at = layer.clock.now_us() - 3_600_000_000
+        claim = claim_record(claim_key("username", "orphan"), uuid7_at(at, 5), at)
+        await store.execute(Swap(claim, None), Deadline(layer.clock, 5.0))
+
+    with_layer(world, plant)
+    world.run("migrations", "rollback", "--yes", "--config", world.config)
+
+    async def refused(layer: DataLayer) -> None:
+        with pytest.raises(AlreadyExists):
+            await layer.users.create(username="orphan")
+
+    with_layer(world, refused)
+    assert world.json("shards", "sweep", "--config", world.config)["freed"] == 1
+    with_layer(world, lambda layer: layer.users.create(username="orphan"))
+
+
 def test_one_shard_that_is_down_keeps_only_its_own_users_from_being_served(world: World) -> None:
     sharded(world, 40)
     (world.folder / "s1.db").rename(world.folder / "away.db")
