@@ -22,6 +22,7 @@ from datalayer.errors import (
     PreconditionFailed,
     SchemaAhead,
     SchemaBehind,
+    StaleRoute,
     Unavailable,
 )
 from datalayer.layer import make_backends
@@ -203,7 +204,7 @@ class _Work:
         for revision in pending:
             self._check_order(revision, rows)
             scripts = self.run.revisions.scripts(revision, self.schema.dialect, await self.schema.places())
-            entries = [await self._run(script) for script in scripts]
+            entries = await self._run_all(scripts)
             await self.locked.stamp(stamps(revision, rows, self.schema.dialect), entries)
             self.done.append(revision)
             rows = await self.schema.rows()
@@ -240,10 +241,21 @@ class _Work:
             place = PLACE_NAME.fullmatch(table)
             if place is not None:
                 scripts += self.run.revisions.place_scripts(applied, self.schema.dialect, place[1], table)
-        entries = [await self._run(script) for script in scripts]
+        entries = await self._run_all(scripts)
         if entries:
             await self.locked.stamp((), entries)
             self.done += [f"{entry.revision} {entry.target}".strip() for entry in entries]
+
+    async def _run_all(self, scripts: Sequence[Script]) -> list[LogEntry]:
+        entries = []
+        for script in scripts:
+            try:
+                entries.append(await self._run(script))
+            except StaleRoute:
+                # a migration that ended meanwhile has dropped this place: there is nothing left to change
+                if script.target in {name for names in (await self.schema.places()).values() for name in names}:
+                    raise
+        return entries
 
     async def _run(self, script: Script) -> LogEntry:
         """Run one script; when a lock is not had, again after a pause in which everybody else gets on."""

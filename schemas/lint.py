@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LONGEST_LOCK_WAIT_S: Final = 10.0
 _SPACE: Final = re.compile(r"\s+")
 _COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_BODY: Final = re.compile(r"\$(\w*)\$.*?\$\1\$", re.DOTALL)
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'")
 _NAME: Final = r'"?([a-z_][a-z0-9_$.]*)"?'
 _CREATE_TABLE: Final = re.compile(rf"create (?:unlogged )?table (?:if not exists )?{_NAME}")
@@ -123,7 +124,8 @@ def _finding(statement: _Statement, told: Told) -> Finding:
 
 
 def _plain(sql: str) -> str:
-    parts = _COMMENT.sub(" ", sql).split("'")
+    # a body between dollars is a literal: what a function does when it is called is not asked here
+    parts = _COMMENT.sub(" ", _BODY.sub("''", sql)).split("'")
     # outside of literals only: those at the odd places are their content
     lowered = [part if number % 2 else part.lower() for number, part in enumerate(parts)]
     return _SPACE.sub(" ", "'".join(lowered)).strip()
@@ -203,6 +205,18 @@ def _rewrite(statement: _Statement) -> Iterator[Told]:
             )
         if re.match(r"add (column )?(?!constraint)", action):
             yield from _added_column(table, action)
+        if re.match(r"(attach partition|detach partition(?!.* concurrently))", action):
+            yield (
+                "partition-locks",
+                f"it locks {table} against everybody, and reads what is attached or waits behind every query",
+                "attach a table whose validated CHECK already says what the partition holds; DETACH .. CONCURRENTLY",
+            )
+        if re.match(r"disable (trigger|rule)\b", action):
+            yield (
+                "guard-off",
+                f"writes of {table} would pass by the journal and the fence of a migration",
+                "leave the triggers as they are: nothing of a schema change needs them off",
+            )
         if re.match(r"set (tablespace|logged|unlogged|access method)", action):
             yield ("rewrite", f"the whole of {table} is copied while nobody can use it", "do it in a new table")
 
@@ -295,11 +309,11 @@ def _lock(statement: _Statement) -> Iterator[Told]:
 
 
 def _unreadable(statement: _Statement) -> Iterator[Told]:
-    if re.match(r"(do|call|execute|select)\b", statement.text):
+    if re.match(r"(do|call|execute|select)\b", statement.text) or ";" in statement.bare:
         yield (
             "unreadable",
             "what it does cannot be read from its text",
-            "plain statements; or WAIVED = {'unreadable': reason} in the revision",
+            "plain statements, one by one; or WAIVED = {'unreadable': reason} in the revision",
         )
 
 

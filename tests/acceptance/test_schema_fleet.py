@@ -57,6 +57,7 @@ class Deployment:
         process = self.begin(*words)
         out, err = await asyncio.to_thread(process.communicate, timeout=WAIT_S)
         assert "Traceback" not in err, err
+        assert "secret" not in out + err, "the password of these servers"
         told = json.loads(out.splitlines()[-1])
         print(f"\n$ datalayer schema {' '.join(words)}   -> exit {process.returncode}")
         for one in told.get("schemas", ()):

@@ -11,9 +11,11 @@ import pytest
 from datalayer.domains.users import CreateUser
 from datalayer.errors import SchemaBehind
 from datalayer.ids import IdSource
+from datalayer.migrators.schema_upgrade import Upgrade, UpgradeOptions
 from datalayer.migrators.schemas import SchemaState, inspect_schemas
 from datalayer.schemas import history, render
 from datalayer.schemas.history import History
+from datalayer.schemas.render import Revisions
 from datalayer.schemas.script import Step
 from datalayer.stores.base import MetaRow
 from tests.integration.postgres_places import database, program, soon
@@ -205,6 +207,23 @@ async def test_two_upgrades_at_once_do_each_step_once(url: str, owner_index: Pat
     assert sorted(one for state in states for one in state.done) == ["0002_pre", "0003_pre"]
     logged = ask(url, "SELECT revision, count(*) FROM datalayer_schema_log GROUP BY 1 ORDER BY 1")
     assert logged == [("0002_pre", 1), ("0003_pre", 1)]
+
+
+async def test_a_place_that_is_purged_meanwhile_is_left_out(url: str, owner_index: Path) -> None:
+    make_old(url)
+    async with opened(url) as backend:
+        gone, stays = backend.store("users", 7), backend.store("users", 8)
+        await gone.create()
+        await stays.create()
+
+        class Purge:
+            async def reach(self, name: str) -> None:
+                if "0003_pre" in name:
+                    await gone.drop()
+
+        upgrade = Upgrade(one_backend(url), CLOCK, Revisions(owner_index), Purge(), UpgradeOptions(only="main"))
+        assert (await upgrade.run())[0].state == "ready"
+    assert set(indexes(url)) == {"claims_owner", "claims_8_owner"}
 
 
 async def test_who_holds_the_lock_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,10 @@ UNSAFE = [
     ("INSERT INTO users_2 SELECT * FROM users", "bulk-write"),
     ("DO $$ BEGIN EXECUTE 'DROP TABLE users'; END $$", "unreadable"),
     ("SELECT pg_sleep(100)", "unreadable"),
+    ("SET lock_timeout = '1s'; DROP INDEX i", "unreadable"),
+    ("ALTER TABLE messages ATTACH PARTITION m_7 DEFAULT", "partition-locks"),
+    ("ALTER TABLE messages DETACH PARTITION m_7", "partition-locks"),
+    ("ALTER TABLE users DISABLE TRIGGER ALL", "guard-off"),
 ]
 SAFE = [
     "CREATE TABLE IF NOT EXISTS t (id uuid PRIMARY KEY, at timestamptz DEFAULT clock_timestamp())",
@@ -84,6 +88,7 @@ SAFE = [
     "ALTER TABLE users ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES b (id) NOT VALID",
     "ALTER TABLE users ADD CONSTRAINT u UNIQUE USING INDEX users_email",
     "ALTER TABLE users ALTER COLUMN status SET DEFAULT 'random()'",
+    "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS $b$ SELECT 1; UPDATE users SET a = 'it''s' $b$",
     "COMMENT ON TABLE users IS 'LOCK TABLE users; UPDATE users SET x = random()'",
 ]
 
