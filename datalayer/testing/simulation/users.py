@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from datalayer.domains.users import claim_key, claim_of, normalise, to_user
-from datalayer.errors import AlreadyExists, Conflict, DatalayerError
+from datalayer.errors import AlreadyExists, Conflict, DatalayerError, Outcome
 from datalayer.ids import uuid7_at
 
 if TYPE_CHECKING:
@@ -91,13 +91,17 @@ class UserTraffic:
         key = (uuid7_at(process.layer.clock.now_us(), rng.getrandbits(62)),)
         write = self.history.begin(key, "append", token, who)
         self._wanted.setdefault(name, set()).add(key[0])
+        on_its_way = False
         for _ in range(RETRIES):
             try:
                 user = await process.layer.users.create(username=name, display_name=token, id=key[0])
             except DatalayerError as error:
                 if error.retryable:
+                    on_its_way |= error.outcome is not Outcome.NOT_APPLIED
                     continue
                 self._refuse(write, error, name)
+                if on_its_way:
+                    write.outcome = Outcome.UNKNOWN  # an earlier try may land when the name is free again
                 return None
             if user.deleted:
                 self.history.keys[key].created = True
