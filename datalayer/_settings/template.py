@@ -24,7 +24,7 @@ url = "sqlite:///datalayer-data/main.sqlite"
 #url = "postgresql://app@db.example/app"
 # A file that holds the password, so that it stands neither here nor in the url.
 #password_file = "/run/secrets/postgres"
-# Replicas are known to the format, but not served by this version.
+# Streaming replicas: reads that they show enough for go there.
 #replicas = ["postgresql://app@r1.example/app"]
 
 #[backends.redis]

@@ -508,6 +508,44 @@ async def test_a_killed_primary_is_followed_to_its_standby_without_a_lost_write(
             assert "no standby" in reason or "standby" in reason, "the replica is the primary now"
 
 
+async def test_after_a_failover_a_replica_serves_again_once_it_follows_the_new_primary(servers: Servers) -> None:
+    async with failing_over(servers, "hosts", synchronous=True) as (pair, url, standby):
+        third = servers.fresh_replica(pair.primary, f"third-{uuid.uuid4().hex[:6]}")
+        settings = settings_for(url, third.url_of(standby))
+        await create_schemas(settings)
+        async with DataLayer.open(settings) as layer:
+            await until_healthy(layer)
+            ann = await layer.users.create(username="ann")
+            token = await layer.token()
+            await asyncio.to_thread(pair.primary.kill9)
+            await asyncio.to_thread(pair.replica.promote)
+            await until(lambda: "timeline" in layer.replicas()["main"][0]["reason"])
+            before = by_replica(layer)
+
+            async def read() -> None:
+                with layer.reading_after(token), layer.reading("own_writes", max_lag_s=60):
+                    assert await layer.users.get(ann.id) == ann
+                with layer.reading("replica", max_lag_s=60):
+                    assert await layer.users.get(ann.id) == ann
+
+            await elsewhere(read())
+            assert by_replica(layer) == before, "it follows nobody, and has not what the new primary writes"
+            there = urlsplit(standby)
+            follow = f"host={there.hostname} port={there.port} user={there.username} password={there.password}"
+            with psycopg.connect(third.url, autocommit=True) as connection:
+                connection.execute(f"ALTER SYSTEM SET primary_conninfo = '{follow}'".encode())
+                connection.execute("ALTER SYSTEM SET primary_slot_name = ''")
+                connection.execute("SELECT pg_reload_conf()")
+            bob = await layer.users.create(username="bob")
+            await until(lambda: healthy(layer))
+            await until_healthy(layer)
+            assert await layer.users.get(bob.id) == bob
+            before = by_replica(layer)
+            await elsewhere(read())
+            assert by_replica(layer) == before + 2, "the old token asks for what the new primary began with"
+        await asyncio.to_thread(third.kill9)
+
+
 async def test_a_standby_that_does_not_hold_up_commits_loses_some(servers: Servers) -> None:
     async with failing_over(servers, "hosts", synchronous=False) as (pair, url, standby):
         settings = settings_for(url)

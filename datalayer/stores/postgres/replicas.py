@@ -99,15 +99,15 @@ class ReplicaDatabase(PostgresDatabase):
         """Where the server is; Unavailable when it does not answer or is no standby. One caller at a time."""
         until = asyncio.get_running_loop().time() + min(deadline.remaining(), CALL_TIMEOUT_S)
         try:
-            if self._probe is None or not self._probe.usable():
+            if self._probe is None or not _alive(self._probe):
                 self._forget_run()
                 self._probe = await super()._connect(until)
             found = await self._standing(self._probe, until)
             # Had the server crashed since its answer, a new connection might find less replayed.
-            if not self._probe.usable():
+            if not _alive(self._probe):
                 raise Unavailable(f"{self.where} hung up")
         except BaseException:  # cancellation included: without its connection a run cannot be told from the next
-            if self._probe is None or not self._probe.usable():
+            if self._probe is None or not _alive(self._probe):
                 self._forget_run()
             raise
         if self._run is not None and (found.incarnation != self._run or found.position.lsn < self._replayed):
@@ -160,6 +160,10 @@ class ReplicaDatabase(PostgresDatabase):
         if probe is not None:
             probe.discard()
         self.renew()
+
+
+def _alive(probe: DeadlineConnection) -> bool:
+    return not probe.closed and probe.usable()
 
 
 class PostgresReplica:
