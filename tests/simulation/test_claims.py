@@ -91,13 +91,13 @@ def test_every_order_with_a_fault_keeps_values_unique(name: str) -> None:
 @pytest.mark.deep
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_order_with_two_faults_keeps_values_unique(name: str) -> None:
-    explore(SCENARIOS[name], faults=2, states_max=60_000)
+    explore(SCENARIOS[name], faults=2, states_max=30_000)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", PAIRS)
 def test_reads_of_several_groups_at_different_instants_keep_values_unique(name: str) -> None:
-    explore(PAIRS[name], faults=1, torn_reads=True, states_max=STATES_MAX)
+    explore(PAIRS[name], faults=1, torn_reads=True, states_max=100_000)
 
 
 @pytest.mark.parametrize("name", IN_ONE_DATABASE)
