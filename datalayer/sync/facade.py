@@ -137,6 +137,14 @@ class DataLayer:
         """As ``datalayer.DataLayer.token``."""
         return self._loop.call(self._layer.token)
 
+    def replicas(self) -> dict[str, list[dict[str, Any]]]:
+        """As ``datalayer.DataLayer.replicas``."""
+
+        async def ask() -> dict[str, list[dict[str, Any]]]:
+            return self._layer.replicas()
+
+        return self._loop.call(ask)
+
     def health(self) -> dict[str, Any]:
         """For readiness probes, as ``datalayer.DataLayer.health``."""
         return self._loop.call(self._layer.health)

@@ -197,3 +197,12 @@ def test_every_repository_and_method_of_the_layer_is_there(layer: DataLayer) -> 
     for name, kind in REPOSITORIES.items():
         assert public(kind, inspect.iscoroutinefunction) <= set(dir(getattr(layer, name)))
         assert getattr(layer, name).get.__doc__ == kind.get.__doc__  # type: ignore[attr-defined]
+
+
+def test_tokens_and_levels_without_await(layer: DataLayer) -> None:
+    with layer.reading_after(None):
+        ann = layer.users.create(username="ann")
+        token = layer.token()
+    with layer.reading_after(token), layer.reading("replica", max_lag_s=5):
+        assert layer.users.get(ann.id) == ann
+    assert layer.replicas() == {}
