@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -54,12 +55,14 @@ class Deployment:
 
     async def run(self, *words: str, code: int) -> dict[str, dict[str, Any]]:
         """What each database ended with, by name; the command must end with this code."""
+        began = time.monotonic()
         process = self.begin(*words)
         out, err = await asyncio.to_thread(process.communicate, timeout=WAIT_S)
+        seconds = time.monotonic() - began
         assert "Traceback" not in err, err
         assert "secret" not in out + err, "the password of these servers"
         told = json.loads(out.splitlines()[-1])
-        print(f"\n$ datalayer schema {' '.join(words)}   -> exit {process.returncode}")
+        print(f"\n$ datalayer schema {' '.join(words)}   -> exit {process.returncode}, {seconds:.1f} s")
         for one in told.get("schemas", ()):
             shown = [f"{one['name']:<12}", f"{one['state']:<12}", f"{one.get('revision', '-'):<20}"]
             print("  ".join([*shown, f"{len(one.get('done', ()))} done", one["detail"]]).rstrip())
@@ -160,7 +163,9 @@ async def _scenario(deployment: Deployment) -> None:
     )
     assert with_region(urls[DOWN]) == tables(urls[DOWN])
 
+    refused = deployment.refused
     told = await deployment.run("upgrade", "--phase", "post", code=0)
+    assert deployment.refused == refused, "with every shard there, an upgrade refuses no write"
     assert {one.get("revision") for one in told.values() if one["name"] != "(control)"} == {"0003_pre, 0004_post"}
     assert [with_region(url) for url in urls.values()] == [set()] * 9
 
