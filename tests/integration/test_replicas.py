@@ -394,6 +394,74 @@ async def test_a_token_that_is_ignored_finds_stale_reads(settings: Settings, pai
         await until(lambda: load.stale > 20)
 
 
+async def test_a_replica_killed_stopped_and_paused_by_turns_shows_nothing_stale(
+    settings: Settings, pair: PostgresPair
+) -> None:
+    ways = [
+        (pair.replica.kill9, pair.replica.start),
+        (pair.replica.pause, pair.replica.resume),
+        (pair.replica.pause_replay, pair.replica.resume_replay),
+    ]
+    draws, own_s = random.Random(uuid4().int), []
+    async with under_load(settings, pair, obey=True) as load:
+        for harm, mend in ways * 2:
+            await asyncio.sleep(0.2 * draws.random())
+            await asyncio.to_thread(harm)
+            await asyncio.sleep(0.4 * draws.random())
+            await asyncio.to_thread(mend)
+            mended = counts(load)
+            back_s = await until(lambda served=mended["late at replica"]: by_replica(load.late) > served)  # type: ignore[misc]
+            own_s.append(round(back_s, 2))
+        assert not load.stopped
+    print(f"\nsix faults of a replica: {load.stale} stale, {dict(counts(load))}, own reads back after {own_s} s")
+    assert load.errors == {}
+    assert load.stale == 0
+
+
+async def older_than(settings: Settings, pair: PostgresPair, *, max_lag_s: float, bound_s: float) -> tuple[int, int]:
+    """(reads at the replica that missed a write of ``bound_s`` before they began, reads at the replica) in a pause."""
+    async with DataLayer.open(settings) as writing, DataLayer.open(settings) as reading:
+        room = uuid4()
+        first = await writing.messages.append(room, sender_id=room, body="0")
+        acked = deque([(time.monotonic(), first.version)])
+        await asyncio.to_thread(pair.replica.await_caught_up)
+        await until_healthy(reading)
+        stopped = asyncio.Event()
+
+        async def tick() -> None:
+            while not stopped.is_set():
+                message = await writing.messages.edit(room, first.id, body="more")
+                acked.append((time.monotonic(), message.version))
+                await asyncio.sleep(0.01)
+
+        older, before = 0, by_replica(reading)
+        ticking = asyncio.create_task(tick(), context=Context())
+        for act in (pair.replica.resume_replay, pair.replica.pause_replay, pair.replica.resume_replay):
+            await asyncio.to_thread(act)
+            until_s = time.monotonic() + 3 * bound_s
+            while (began := time.monotonic()) < until_s:
+                due = max((version for at, version in acked if at <= began - bound_s), default=0)
+                with reading.reading("replica", max_lag_s=max_lag_s):
+                    found = await reading.messages.get(room, first.id)
+                older += found is None or found.version < due
+                await asyncio.sleep(0.005)
+        stopped.set()
+        await ticking
+        return older, by_replica(reading) - before
+
+
+async def test_the_bound_on_lag_is_kept_through_a_pause(settings: Settings, pair: PostgresPair) -> None:
+    older, served = await older_than(settings, pair, max_lag_s=0.6, bound_s=0.6)
+    print(f"\na bound of 0.6 s: {older} older of {served} reads at the replica")
+    assert older == 0
+    assert served > 50
+
+
+async def test_a_wider_bound_shows_what_is_older(settings: Settings, pair: PostgresPair) -> None:
+    older, _ = await older_than(settings, pair, max_lag_s=60, bound_s=0.6)
+    assert older > 10
+
+
 async def test_own_reads_go_back_to_the_replica_once_it_has_replayed_them(
     settings: Settings, pair: PostgresPair
 ) -> None:
