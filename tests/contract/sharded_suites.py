@@ -11,9 +11,10 @@ sweep does.
 import asyncio
 from typing import Any, ClassVar
 
+from datalayer.domains import users
 from datalayer.domains.record import Key, Record
 from datalayer.errors import Fenced
-from datalayer.testing.contract import ForeignWriterSuite, StoreFixture, outcomes
+from datalayer.testing.contract import ForeignWriterSuite, Maker, StoreFixture, UserReadsSuite, outcomes
 from datalayer.testing.contract.guard import LOCK_S, LONG_S, dirty_records
 from datalayer.testing.contract.port import by_key, scanned
 
@@ -43,6 +44,42 @@ class _ShardedGuardSuite(ForeignWriterSuite):
             if not rare:
                 return
         raise AssertionError(f"{len(rare)} keys were not reached in {STARVED_ROUNDS * len(rare)} rounds")
+
+    async def test_every_group_is_fenced_sealed_and_opened(self, fixture: StoreFixture) -> None:
+        store, guard, maker = await self._guarded(fixture)
+        entities: dict[Any, Any] = {}
+        while len(entities) < len(store.map.groups):
+            done = await store.execute(self._new(maker), fixture.deadline())
+            entities[store.map.group_of(done.records[0].key)] = done.entity
+        token = self._token(fixture, store)
+        for act, more in ((guard.fence, (LONG_S, LOCK_S)), (guard.seal, ())):
+            await act(token, 1, *more)
+            changes = [store.execute(self._change(maker, one), fixture.deadline()) for one in entities.values()]
+            results, errors = await outcomes(changes)
+            assert (results, {type(error) for error in errors}) == ([], {Fenced})
+        await guard.open(1)
+        for entity in entities.values():
+            await store.execute(self._change(maker, entity), fixture.deadline())
+
+
+class ShardedUserReadsSuite(UserReadsSuite):
+    """Fan-out reads."""
+
+    async def test_a_page_is_filled_though_most_users_lie_in_one_group(self, fixture: StoreFixture) -> None:
+        store, maker = await fixture.fresh("users"), Maker(fixture)
+        group = store.map.groups[0]
+        records = [maker.user() for _ in range(60)]
+        records += [r for r in (maker.user() for _ in range(2000)) if store.map.group_of(r.key) == group][:150]
+        await store.apply(records)
+        expected = sorted(users.to_user(record).id for record in records)
+        for limit in (40, 100, 1000):
+            met: list[Any] = []
+            while True:
+                page = await store.page(limit, fixture.deadline(), after=met[-1] if met else None)
+                met += [user.id for user in page]
+                if len(page) < limit:
+                    break
+            assert met == expected
 
 
 class ShardedMessageGuardSuite(_ShardedGuardSuite):

@@ -21,12 +21,11 @@ from datalayer.testing.contract import (
     PortSuite,
     StoreFixture,
     UserExecuteSuite,
-    UserReadsSuite,
 )
 from tests.conftest import TIER
 from tests.contract.plain_sql import Statement, deletion, upsert
 from tests.contract.sharded_place import ShardedClient, place_of
-from tests.contract.sharded_suites import ShardedMessageGuardSuite, ShardedUserGuardSuite
+from tests.contract.sharded_suites import ShardedMessageGuardSuite, ShardedUserGuardSuite, ShardedUserReadsSuite
 
 
 class _MemoryProgram:
@@ -126,7 +125,7 @@ class TestMessageReads(_Memory, MessageReadsSuite):
     pass
 
 
-class TestUserReads(_Memory, UserReadsSuite):
+class TestUserReads(_Memory, ShardedUserReadsSuite):
     pass
 
 
@@ -158,7 +157,7 @@ class TestSqliteMessageReads(_LongSqlite, MessageReadsSuite):
     pass
 
 
-class TestSqliteUserReads(_LongSqlite, UserReadsSuite):
+class TestSqliteUserReads(_Sqlite, ShardedUserReadsSuite):
     pass
 
 
@@ -166,7 +165,7 @@ class TestSqliteMessageExecute(_LongSqlite, MessageExecuteSuite):
     pass
 
 
-class TestSqliteUserExecute(_Sqlite, UserExecuteSuite):
+class TestSqliteUserExecute(_LongSqlite, UserExecuteSuite):
     pass
 
 

@@ -1,0 +1,122 @@
+"""Every suite on slot groups over three real Postgres databases."""
+
+import itertools
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from datalayer.clock import SystemClock
+from datalayer.control.memory_server import MemoryControlServer
+from datalayer.domains.record import Key, Record
+from datalayer.settings import BackendUrl
+from datalayer.stores.base import Backend
+from datalayer.stores.postgres.backend import create_backend
+from datalayer.testing.contract import (
+    MessageExecuteSuite,
+    MessageReadsSuite,
+    PortSuite,
+    StoreFixture,
+    UserExecuteSuite,
+)
+from tests.contract.plain_sql import Statement, deletion, upsert
+from tests.contract.sharded_place import ShardedClient, place_of
+from tests.contract.sharded_suites import ShardedMessageGuardSuite, ShardedUserGuardSuite, ShardedUserReadsSuite
+from tests.servers import Servers
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture(scope="module")
+def urls(servers: Servers) -> dict[str, str]:
+    server = servers.postgres(1)[0]
+    return {name: server.create_database(f"contract_{name}_{uuid.uuid4().hex[:8]}") for name in ("s0", "s1", "s2")}
+
+
+@pytest.fixture(scope="module")
+def control() -> MemoryControlServer:
+    return MemoryControlServer("control", SystemClock())
+
+
+@pytest.fixture(scope="module")
+def attempts() -> Iterator[int]:
+    return itertools.count(2)
+
+
+class _Program:
+    """A program with connections of its own."""
+
+    name = "psql"
+
+    def __init__(self, urls: dict[str, str]) -> None:
+        self._urls = urls
+
+    async def upsert(self, store: Any, record: Record) -> None:
+        place = place_of(store, record.ident)
+        await self._run(place.backend, upsert(record, place.attempt, "%s", binary_ids=False))
+
+    async def delete(self, store: Any, key: Key) -> None:
+        place = place_of(store, key)
+        await self._run(place.backend, deletion(key, place.attempt, "%s", binary_ids=False))
+
+    async def _run(self, member: str, statement: Statement) -> None:
+        url = self._urls[member.partition("/")[2]]
+        async with await psycopg.AsyncConnection.connect(url, application_name=self.name) as connection:
+            await connection.execute(statement[0].encode(), statement[1])
+
+
+class _Postgres:
+    @pytest.fixture
+    async def fixture(
+        self, seed: int, urls: dict[str, str], control: MemoryControlServer, attempts: Iterator[int]
+    ) -> AsyncIterator[StoreFixture]:
+        clock = SystemClock()
+
+        async def connect() -> Backend:
+            members = {
+                name: create_backend(f"shards/{name}", BackendUrl.parse(url), pool_max=6, clock=clock)
+                for name, url in urls.items()
+            }
+            for member in members.values():
+                await member.open()
+                await member.ensure_schema(create=True)
+            client = ShardedClient(members, control, clock, groups=4)
+            await client.open()
+            return client
+
+        async with StoreFixture(connect, attempts, seed=seed, foreign=_Program(urls)) as fixture:
+            yield fixture
+
+
+class TestMessagesPort(_Postgres, PortSuite):
+    pass
+
+
+class TestUsersPort(_Postgres, PortSuite):
+    domain = "users"
+
+
+class TestMessageReads(_Postgres, MessageReadsSuite):
+    pass
+
+
+class TestUserReads(_Postgres, ShardedUserReadsSuite):
+    pass
+
+
+class TestMessageExecute(_Postgres, MessageExecuteSuite):
+    pass
+
+
+class TestUserExecute(_Postgres, UserExecuteSuite):
+    pass
+
+
+class TestMessageGuard(_Postgres, ShardedMessageGuardSuite):
+    pass
+
+
+class TestUserGuard(_Postgres, ShardedUserGuardSuite):
+    pass
