@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import click
 
@@ -14,16 +14,19 @@ from datalayer.clock import SystemClock
 from datalayer.migrators.schema_plan import Planned, check_cql, load_revisions, plan
 from datalayer.migrators.schema_upgrade import Upgrade, UpgradeOptions
 from datalayer.migrators.schemas import PARALLEL, SchemaState, inspect_schemas
+from datalayer.schemas.history import Phase
 from datalayer.schemas.lint import Finding, refused
 from datalayer.schemas.script import Dialect, Script
 
 _backend = click.argument("backend", required=False)
-_phase = click.option(
+_PHASES: Final = click.Choice(["pre", "post", "all"])
+_phase = click.option("--phase", type=_PHASES, default="all", show_default=True, help="Only revisions of this kind.")
+_safe_phase = click.option(
     "--phase",
-    type=click.Choice(["pre", "post", "all"]),
-    default="all",
+    type=_PHASES,
+    default="pre",
     show_default=True,
-    help="pre: what the older version of the code can live with; post: once none of it runs.",
+    help="pre: what the older version of the code can live with; post: once none of it runs. A new database gets all.",
 )
 _parallel = click.option(
     "--parallel", type=int, default=PARALLEL, show_default=True, metavar="N", help="Databases at a time."
@@ -61,15 +64,15 @@ def status(console: Console, backend: str | None, parallel: int) -> ExitCode | N
 
 @command()
 @_backend
-@_phase
+@_safe_phase
 @click.option("--canary", metavar="NAME", help="The database to begin with (default: the first that answers).")
 @_parallel
 def upgrade(console: Console, backend: str | None, phase: str, canary: str | None, parallel: int) -> ExitCode | None:
     """Bring each database up to date: a canary, then N at a time. What is done is not done again."""
-    chosen = cast('Literal["pre", "post"] | None', None if phase == "all" else phase)
+    chosen = _chosen(phase)
     options = UpgradeOptions(only=backend, phase=chosen, canary=canary, parallel=parallel)
     settings, revisions = console.settings(), load_revisions()
-    given = [backend or "", f"--phase {phase}" if chosen else "", f"--canary {canary}" if canary else ""]
+    given = [backend or "", f"--phase {phase}" if phase != "pre" else "", f"--canary {canary}" if canary else ""]
     again = " ".join(["datalayer schema upgrade", *(word for word in given if word)])
     console.way_on = [again]
 
@@ -87,7 +90,7 @@ def upgrade(console: Console, backend: str | None, phase: str, canary: str | Non
 @click.option("--from", "after", metavar="REVISION", help="Only what comes after it.")
 def check(console: Console, phase: str, after: str | None) -> ExitCode | None:
     """Print what an upgrade runs, and refuse what would stop a busy server. No database is asked; ends with 3."""
-    chosen = cast('Literal["pre", "post"] | None', None if phase == "all" else phase)
+    chosen = _chosen(phase)
     dialects: list[Dialect] = ["postgresql", "sqlite"]
     planned = [*plan(load_revisions(), dialects, after=after, phase=chosen), check_cql(chosen)]
     findings = [finding for one in planned for finding in one.findings]
@@ -99,6 +102,10 @@ def check(console: Console, phase: str, after: str | None) -> ExitCode | None:
     for finding in findings:
         console.say(_finding_text(finding))
     return ExitCode.PRECONDITION if refused(findings) else None
+
+
+def _chosen(phase: str) -> Phase | None:
+    return None if phase == "all" else cast("Phase", phase)
 
 
 def _code(states: list[SchemaState]) -> ExitCode | None:

@@ -200,7 +200,8 @@ class _Work:
         rows = await effective_rows(self.schema)
         if rows:
             self._check_not_ahead(rows)
-        pending = history.THIS.pending(rows, self.run.options.phase)
+        # no older code has ever used a database that has no schema: nothing in it waits for a post revision
+        pending = history.THIS.pending(rows, self.run.options.phase if rows else None)
         for revision in pending:
             self._check_order(revision, rows)
             scripts = self.run.revisions.scripts(revision, self.schema.dialect, await self.schema.places())

@@ -30,8 +30,12 @@ from tests.integration.schema_ground import (
     upgraded_main,
 )
 from tests.servers import Servers
+from tests.unit.test_schema_lint import SAFE, UNSAFE
 
 pytestmark = pytest.mark.servers
+NO_FILE = ("TABLESPACE", "CLUSTER")
+"""What needs a tablespace, or an index of a name, that these tests do not have."""
+REWRITES = [sql for sql, rule in UNSAFE if rule == "rewrite" and not any(word in sql for word in NO_FILE)]
 BUILD_WAITS = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
     " AND wait_event_type = 'Lock'"
@@ -287,3 +291,16 @@ async def test_drift_is_named_by_table(url: str) -> None:
         ("datalayer_token: the table is missing", True),
         ("claims_7: column value has the collation of the database, not C", True),
     }
+
+
+@pytest.mark.parametrize(
+    ("statement", "rewrites"), [*((sql, True) for sql in REWRITES), *((sql, False) for sql in SAFE)]
+)
+def test_the_linter_is_right_about_what_is_written_anew(url: str, statement: str, rewrites: bool) -> None:
+    ask(url, "CREATE TABLE b (id uuid PRIMARY KEY)")
+    ask(url, "CREATE TABLE users (id uuid PRIMARY KEY, email text, status text, a uuid, b int)")
+    ask(url, "CREATE UNIQUE INDEX users_email ON users (email)")
+    ask(url, "INSERT INTO users (id, email) SELECT gen_random_uuid(), 'ann' || n FROM generate_series(1, 100) n")
+    before = ask(url, "SELECT relfilenode FROM pg_class WHERE relname = 'users'")
+    ask(url, statement)
+    assert (ask(url, "SELECT relfilenode FROM pg_class WHERE relname = 'users'") != before) is rewrites

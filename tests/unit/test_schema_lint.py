@@ -46,7 +46,7 @@ UNSAFE = [
     ("REINDEX TABLE users", "index-blocks-writes"),
     ("ALTER TABLE users ALTER COLUMN email TYPE varchar(100)", "rewrite"),
     ("ALTER TABLE ONLY users ALTER email SET DATA TYPE varchar(100)", "rewrite"),
-    ("ALTER TABLE users ADD COLUMN a int, ALTER COLUMN b TYPE bigint", "rewrite"),
+    ("ALTER TABLE users ADD COLUMN c int, ALTER COLUMN b TYPE bigint", "rewrite"),
     ("ALTER TABLE users ADD COLUMN r float DEFAULT random()", "rewrite"),
     ("ALTER TABLE users ADD r uuid NOT NULL DEFAULT gen_random_uuid()", "rewrite"),
     ("ALTER TABLE users ADD COLUMN at timestamptz DEFAULT clock_timestamp()", "rewrite"),
@@ -88,7 +88,7 @@ SAFE = [
     "ALTER TABLE users ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES b (id) NOT VALID",
     "ALTER TABLE users ADD CONSTRAINT u UNIQUE USING INDEX users_email",
     "ALTER TABLE users ALTER COLUMN status SET DEFAULT 'random()'",
-    "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS $b$ SELECT 1; UPDATE users SET a = 'it''s' $b$",
+    "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS $b$ UPDATE users SET email = 'it''s'; SELECT 1 $b$",
     "COMMENT ON TABLE users IS 'LOCK TABLE users; UPDATE users SET x = random()'",
 ]
 

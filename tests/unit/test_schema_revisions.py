@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from datalayer.cli.app import app
 from datalayer.cli.running import Stop
 from datalayer.clock import SystemClock
 from datalayer.errors import ConfigurationError, MissingDependencyError, PreconditionFailed, SchemaAhead, SchemaBehind
@@ -175,6 +177,7 @@ async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
 ) -> None:
     path = tmp_path / "main.sqlite"
     settings = one_file(path)
+    old_file(path)
     await upgraded(settings, revisions, only="main", phase="pre")
     async with opened(path) as backend:
         await backend.store("users", 8).create()
@@ -382,6 +385,44 @@ async def test_an_upgrade_that_is_told_to_stop_stops_between_two_databases(tmp_p
     stop.requested = True
     with pytest.raises(Stopped):
         await Upgrade(three_files(tmp_path), CLOCK, Revisions(), stop).run()
+
+
+# --- the command ---
+
+
+def test_the_exit_code_says_the_gravest_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revisions: Path) -> None:
+    path = tmp_path / "main.sqlite"
+    (tmp_path / "datalayer.toml").write_text(f'[backends.main]\nurl = "sqlite:///{path}"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datalayer.cli.schema.load_revisions", lambda: Revisions(revisions))
+
+    def ends(words: str, code: int, *says: str) -> None:
+        ended = CliRunner().invoke(app, ["schema", *words.split()])
+        assert ended.exit_code == code, ended.output
+        assert [one for one in says if one not in ended.output] == []
+
+    old_file(path)
+    ends("status main", 3, "behind", "0002_pre, 0003_pre not applied", "next: datalayer schema upgrade")
+    ends("upgrade main", 0, "0002_pre, 0003_pre", "0004_post: once no process of an older version runs")
+    ends("upgrade main --phase all", 0, "0003_pre, 0004_post")
+    ends("status main", 0, "ready")
+    rows(path, "ALTER TABLE users ADD COLUMN shoe TEXT")
+    ends("status main", 0, "main: users: column shoe is unexpected")
+    rows(path, "ALTER TABLE users DROP COLUMN display_name")
+    ends("status main", 4, "drifted", "main: users: column display_name is missing")
+    ends("upgrade main", 4, "drifted")
+    rows(path, "INSERT INTO datalayer_schema VALUES ('0009_post')")
+    ends("status main", 3, "ahead", "0009_post")
+    ends("upgrade main", 3, "ahead")
+    ends("upgrade main --canary nope", 2, "'nope' is none of them")
+    ends("upgrade --phase nope", 2)
+
+
+async def test_a_new_database_gets_what_was_contracted_long_ago_at_once(tmp_path: Path, revisions: Path) -> None:
+    path = tmp_path / "main.sqlite"
+    state = (await upgraded(one_file(path), revisions, only="main", phase="pre"))[0]
+    assert state.revision == "0003_pre, 0004_post"
+    assert "region" not in str(shape(path))
 
 
 # --- drift ---------------------------------------------------------------------------------------------------------------
