@@ -122,6 +122,32 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """One conversation on a user's own list. It follows conversations and messages, and may be behind them."""
+
+    user_id: UUID
+    conversation_id: UUID
+    role: str
+    joined_at_us: int = 0
+    read_up_to: UUID | None = None
+    newest: UUID | None = None
+    """The newest message that the list knows of."""
+    last_activity_us: int = 0
+    deleted: bool = False
+    version: int = 0
+
+    @property
+    def last_activity(self) -> datetime:
+        """When its newest known message was sent or the user joined, whatever came later; UTC-aware."""
+        return from_us(self.last_activity_us)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the newest known message was not marked as read."""
+        return self.newest is not None and (self.read_up_to is None or self.read_up_to.bytes < self.newest.bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """One page of a listing; ``next_cursor`` is None on the last one."""
 

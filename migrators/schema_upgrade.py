@@ -9,6 +9,7 @@ again later, so that nobody waits behind this.
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
@@ -58,6 +59,7 @@ LOCK_WAIT_S: Final = 20.0
 """How long to wait for another upgrade of the same database."""
 TRIES: Final = 6
 PAUSE_S: Final = 0.25
+_CREATES: Final = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+)")
 _BEGUN: Final[frozenset[State]] = frozenset({"ready", "drifted"})
 
 
@@ -236,8 +238,9 @@ class _Work:
             one.table for one in drift if "table is missing" in one.what
         }
         scripts: list[Script] = []
-        if missing:
-            scripts += self.run.revisions.scripts(applied[0], self.schema.dialect, {})
+        for revision in applied if missing else ():
+            own = self.run.revisions.scripts(revision, self.schema.dialect, {})
+            scripts += [script for script in own if _makes(script) & missing]
         for table in sorted({one.table for one in drift if one.harmful} | missing):
             place = PLACE_NAME.fullmatch(table)
             if place is not None:
@@ -280,3 +283,8 @@ def _library() -> str:
         return version(DISTRIBUTION)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _makes(script: Script) -> set[str]:
+    """The tables that a script makes where they are not there."""
+    return {name for step in script.steps for name in _CREATES.findall(step.sql)}

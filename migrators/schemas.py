@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from datalayer.control.connect import NAME, open_control
 from datalayer.control.schema import METADATA
+from datalayer.domains.registry import DOMAINS
 from datalayer.errors import ConfigurationError, DatalayerError, SchemaAhead, SchemaBehind
 from datalayer.layer import make_backends
 from datalayer.schemas import history, metadata, shapes
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 State = Literal["ready", "behind", "ahead", "drifted", "unreachable", "busy", "failed", "waiting"]
 CONTROL: Final = "(control)"
 PARALLEL: Final = 4
-_TABLES_OF: Final = {"messages": ("messages",), "users": ("users", "claims")}
+_TABLES_OF: Final = {name: tuple(table.name for table in metadata.domain_tables(name)) for name in DOMAINS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,11 @@ async def inspect_sql(database: Database, schema: SqlSchema) -> SchemaState:
     rows = await effective_rows(schema)
     if not rows:
         raise SchemaBehind("this database has no datalayer schema")
-    history.THIS.check(rows, f"backend {database.name!r}")
+    try:
+        history.THIS.check(rows, f"backend {database.name!r}")
+    except SchemaBehind as error:
+        behind_at = ", ".join(sorted(rows))
+        return SchemaState(database.name, database.product, "behind", error.message, revision=behind_at)
     drift = tuple(await drift_of(schema, await purged_tables(database.backend)))
     state = _judged(SchemaState(database.name, database.product, "ready", drift=drift), sorted(rows))
     if behind := history.THIS.pending(rows, "pre"):

@@ -55,12 +55,24 @@ MEMBER_COLUMNS: Final = (
     "deleted",
     "version",
 )
+LISTED_COLUMNS: Final = (
+    "user_id",
+    "conversation_id",
+    "role",
+    "joined_at",
+    "read_up_to",
+    "newest",
+    "last_activity",
+    "shown",
+    "deleted",
+    "version",
+)
 META_COLUMNS: Final = ("domain", "attempt", "deployment", "role", "epoch")
 TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
 
 SCHEMA_TABLE: Final = "datalayer_schema"
 LOG_TABLE: Final = "datalayer_schema_log"
-PLACES: Final = ("messages", "users", "claims")
+PLACES: Final = ("messages", "users", "claims", "conversations", "members", "listings")
 """The tables that every place of a domain has, under the number of its attempt or slot group."""
 
 _UUID: Final = sa.LargeBinary(16).with_variant(postgresql.UUID(), "postgresql")
@@ -197,12 +209,34 @@ def members_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+def listings_table(attempt: int = 0) -> sa.Table:
+    """Each user's list of conversations; ``shown`` is the version of the membership that it shows."""
+    table = sa.Table(
+        relation("listings", attempt),
+        sa.MetaData(),
+        sa.Column("user_id", _UUID, primary_key=True),
+        sa.Column("conversation_id", _UUID, primary_key=True),
+        sa.Column("role", sa.Text, nullable=False, server_default="member"),
+        sa.Column("joined_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("read_up_to", _UUID),
+        sa.Column("newest", _UUID),
+        sa.Column("last_activity", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("shown", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+    )
+    sa.Index(f"{table.name}_recent", table.c.user_id, table.c.last_activity, table.c.conversation_id)
+    return table
+
+
 def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
     """Every table of a domain at a place."""
     if domain == "messages":
         return (messages_table(attempt),)
     if domain == "conversations":
         return (conversations_table(attempt), members_table(attempt))
+    if domain == "listings":
+        return (listings_table(attempt),)
     assert domain == "users", f"the SQL schema knows no {domain}"
     return (users_table(attempt), claims_table(attempt))
 
@@ -312,13 +346,25 @@ def schema_log_table() -> sa.Table:
 
 def place_table(base: str, attempt: int = 0) -> sa.Table:
     """One of PLACES, at a place."""
-    make = {"messages": messages_table, "users": users_table, "claims": claims_table}[base]
+    make = {
+        "messages": messages_table,
+        "users": users_table,
+        "claims": claims_table,
+        "conversations": conversations_table,
+        "members": members_table,
+        "listings": listings_table,
+    }[base]
     return make(attempt)
+
+
+def first_tables() -> tuple[sa.Table, ...]:
+    """What the first revision made."""
+    return (*(place_table(base) for base in PLACES[:3]), meta_table(), token_table())
 
 
 def serving_tables() -> tuple[sa.Table, ...]:
     """What an application reads and writes before any migration."""
-    return (messages_table(), users_table(), claims_table(), meta_table(), token_table())
+    return (*(place_table(base) for base in PLACES), meta_table(), token_table())
 
 
 def base_tables() -> tuple[sa.Table, ...]:

@@ -27,8 +27,11 @@ _MARKS: Final = {
     "messages": frozenset({"conversation_id", "id", "sender_id", "version", "deleted"}),
     "users": frozenset({"id", "username", "version", "deleted"}),
     "claims": frozenset({"kind", "value", "routing", "owner", "version", "deleted"}),
+    "conversations": frozenset({"id", "title", "kind", "version", "deleted"}),
+    "members": frozenset({"conversation_id", "user_id", "role", "listed", "version", "deleted"}),
+    "listings": frozenset({"user_id", "conversation_id", "last_activity", "shown", "version", "deleted"}),
 }
-"""The columns of the first revision that tell a place's table from another program's of a like name."""
+"""The columns of its first revision that tell a place's table from another program's of a like name."""
 SERIAL: Final = "a sequence"
 _CAST: Final = re.compile(r"::[\w \[\]\"()]+$")
 _VARCHAR: Final = re.compile(r"varchar\((\d+)\)")

@@ -1,7 +1,7 @@
 """What the authors of revisions use beside Alembic's ``op``.
 
 A revision is a file in ``revisions/versions``. ``upgrade()`` changes what a database has once; ``upgrade_place(base,
-table)`` changes one table of a place (``base`` is messages, users or claims; ``table`` carries the attempt's number) and
+table)`` changes one table of a place (``base`` is one of ``metadata.PLACES``; ``table`` carries the attempt's number) and
 is called for each that the database has - and again for a place that a process of the older version makes afterwards.
 So it must be repeatable: IF NOT EXISTS, IF EXISTS. Statements are rendered, never run by Alembic: nothing can be asked
 of a database here. ``WAIVED = {"rule": "reason"}`` turns a rule of ``schemas.lint`` off for the one revision.

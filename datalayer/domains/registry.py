@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import conversations, messages, users
+from datalayer.domains import conversations, listings, messages, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,6 +62,15 @@ DOMAINS: Final[dict[str, Domain]] = {
         decide=conversations.decide,
         to_entity=conversations.to_entity,
         tombstone=conversations.tombstone,
+    ),
+    "listings": Domain(
+        "listings",
+        listings.KINDS,
+        needs_compare_and_set=True,
+        keys_of=listings.keys_of,
+        decide=listings.decide,
+        to_entity=listings.to_listed,
+        tombstone=listings.tombstone,
     ),
 }
 KINDS: Final[dict[str, Kind]] = {kind.name: kind for domain in DOMAINS.values() for kind in domain.kinds}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from datalayer.domains.record import ROUTING_BYTES
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import Swap
-from datalayer.errors import CrossShardError, Quarantine, SchemaBehind, StaleRoute, Unavailable
+from datalayer.errors import CrossShardError, DatalayerError, Quarantine, SchemaBehind, StaleRoute, Unavailable
 from datalayer.ids import slot_of
 from datalayer.routing.claims import ClaimingWriter
 from datalayer.routing.route import Place
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datalayer.routing.shards import Group
     from datalayer.stores.base import Guard
     from datalayer.stores.sharded import ShardedBackend
-    from datalayer.types import Conversation, Member, Message, User
+    from datalayer.types import Conversation, Listed, Member, Message, User
 
 R = TypeVar("R")
 GROUPS_PER_RANGE_MARK: Final = "|"
@@ -364,6 +364,61 @@ class ShardedConversations(ShardedStore):
         found: list[Member] = await self.read(conversation_id.bytes, call, deadline)
         return found
 
+    async def unlisted(self, limit: int, deadline: Deadline, *, after: bytes = b"") -> list[Record]:
+        """Of every group that answers: one shard that is down keeps no other's lists behind."""
+
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.unlisted(limit, deadline, after=after)
+
+        found = [one for part in await self._all(call, deadline) for one in part]
+        return sorted(found, key=attrgetter("key"))[:limit]
+
+    async def lag(self, limit: int, deadline: Deadline) -> tuple[int, int | None]:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.lag(limit, deadline)
+
+        parts = await self._all(call, deadline)
+        oldest = [version for _, version in parts if version is not None]
+        return min(limit, sum(number for number, _ in parts)), min(oldest, default=None)
+
+    async def _all(self, call: Callable[[Any, Deadline], Awaitable[R]], deadline: Deadline) -> list[R]:
+        answers: list[R] = []
+        errors: list[DatalayerError] = []
+
+        async def ask(group: Group) -> None:
+            try:
+                answers.append(await self.places.group_routers[group.name].read(None, call, deadline))
+            except Unavailable as error:
+                errors.append(error)
+
+        await each(self.map.groups, ask)
+        if errors and not answers:
+            raise errors[0]
+        return answers
+
+
+class ShardedListings(ShardedStore):
+    """Users' lists: one lies in one group."""
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
+        return await self.router(mutation.user_id.bytes).execute(mutation, deadline)
+
+    async def get(self, user_id: UUID, conversation_id: UUID, deadline: Deadline) -> Listed | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.get(user_id, conversation_id, deadline)
+
+        found: Listed | None = await self.read(user_id.bytes, call, deadline)
+        return found
+
+    async def of_user(
+        self, user_id: UUID, limit: int, deadline: Deadline, *, after: tuple[int, UUID] | None = None
+    ) -> list[Listed]:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.of_user(user_id, limit, deadline, after=after)
+
+        found: list[Listed] = await self.read(user_id.bytes, call, deadline)
+        return found
+
 
 class RoutedRecords:
     """``claims.Records`` through the routers of the groups."""
@@ -383,10 +438,11 @@ class RoutedRecords:
         return swap.record
 
 
-STORES: Final[Mapping[str, type[ShardedMessages | ShardedUsers | ShardedConversations]]] = {
+STORES: Final[Mapping[str, type[ShardedMessages | ShardedUsers | ShardedConversations | ShardedListings]]] = {
     "messages": ShardedMessages,
     "users": ShardedUsers,
     "conversations": ShardedConversations,
+    "listings": ShardedListings,
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.domains.record import Key, Kind, Record
-    from datalayer.types import Conversation, Member, Message, User
+    from datalayer.types import Conversation, Listed, Member, Message, User
 
 AuthorityClass = Literal["transactional", "last_writer"]
 Role = Literal["authority", "copy", "retired"]
@@ -292,12 +292,26 @@ class ConversationReads(Protocol):
         """Live members by user id, ascending, beyond ``after``, filled to the limit."""
         ...
 
-    async def unlisted(self, limit: int, *, after: bytes = b"") -> list[Record]:
+    async def unlisted(self, limit: int, deadline: Deadline, *, after: bytes = b"") -> list[Record]:
         """Members, tombstones too, that their users' lists do not show yet, by key, beyond ``after``."""
         ...
 
-    async def lag(self, limit: int) -> tuple[int, int | None]:
+    async def lag(self, limit: int, deadline: Deadline) -> tuple[int, int | None]:
         """(how many members are unlisted, counted to ``limit``; the lowest version among those, or None)."""
+        ...
+
+
+class ListingReads(Protocol):
+    """Typed reads of users' lists of conversations; ended entries are returned by ``get`` alone."""
+
+    async def get(self, user_id: UUID, conversation_id: UUID, deadline: Deadline) -> Listed | None:
+        """One entry."""
+        ...
+
+    async def of_user(
+        self, user_id: UUID, limit: int, deadline: Deadline, *, after: tuple[int, UUID] | None = None
+    ) -> list[Listed]:
+        """A user's live entries by (last activity, conversation id), newest first, beyond ``after``."""
         ...
 
 

@@ -11,7 +11,7 @@ Statement = tuple[str, list[Any]]
 
 
 def table(kind: str, attempt: int) -> str:
-    base = f"{kind}s"
+    base = "listings" if kind == "listed" else f"{kind}s"
     return base if attempt == 0 else f"{base}_{attempt}"
 
 
@@ -42,6 +42,8 @@ def _key_columns(key: Key, *, binary_ids: bool) -> dict[str, Any]:
         return {"conversation_id": _id(value[:16], binary_ids), "id": _id(value[16:], binary_ids)}
     if kind == "member":
         return {"conversation_id": _id(value[:16], binary_ids), "user_id": _id(value[16:], binary_ids)}
+    if kind == "listed":
+        return {"user_id": _id(value[:16], binary_ids), "conversation_id": _id(value[16:], binary_ids)}
     if kind in {"user", "conversation"}:
         return {"id": _id(value, binary_ids)}
     field, claimed = claim_of(value)
@@ -62,6 +64,10 @@ def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
             "listed": listed,
             **rest,
         }
+    if record.kind == "listed":
+        role, joined_at, read_up_to, newest, last_activity, shown = record.fields
+        ids = {"read_up_to": _id(read_up_to, binary_ids), "newest": _id(newest, binary_ids)}
+        return {"role": role, "joined_at": joined_at, **ids, "last_activity": last_activity, "shown": shown, **rest}
     if record.kind == "conversation":
         return dict(zip(("title", "kind", "updated_at", "attributes"), record.fields, strict=True)) | rest
     names: tuple[str, ...] = ("sender_id", "body", "kind", "thread_id", "attachments", "edited_at", "attributes")

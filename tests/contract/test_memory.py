@@ -12,6 +12,8 @@ from datalayer.testing.contract import (
     ConversationExecuteSuite,
     ConversationReadsSuite,
     ForeignWriterSuite,
+    ListingExecuteSuite,
+    ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
@@ -57,6 +59,22 @@ class TestLastWriterUsersPort(_Memory, PortSuite):
 
 class TestConversationsPort(_Memory, PortSuite):
     domain = "conversations"
+
+
+class TestListingsPort(_Memory, PortSuite):
+    domain = "listings"
+
+
+class TestListingReads(_Memory, ListingReadsSuite):
+    pass
+
+
+class TestListingExecute(_Memory, ListingExecuteSuite):
+    pass
+
+
+class TestListingGuard(_Memory, ForeignWriterSuite):
+    domain = "listings"
 
 
 class TestMessageReads(_Memory, MessageReadsSuite):

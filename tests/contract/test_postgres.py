@@ -22,6 +22,8 @@ from datalayer.testing.contract import (
     ConversationReadsSuite,
     ForeignWriterSuite,
     IntentLogSuite,
+    ListingExecuteSuite,
+    ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
@@ -101,6 +103,22 @@ class TestUsersPort(_Postgres, PortSuite):
 
 class TestConversationsPort(_Postgres, PortSuite):
     domain = "conversations"
+
+
+class TestListingsPort(_Postgres, PortSuite):
+    domain = "listings"
+
+
+class TestListingReads(_Postgres, ListingReadsSuite):
+    pass
+
+
+class TestListingExecute(_Postgres, ListingExecuteSuite):
+    pass
+
+
+class TestListingGuard(_Postgres, ForeignWriterSuite):
+    domain = "listings"
 
 
 class TestMessageReads(_Postgres, MessageReadsSuite):

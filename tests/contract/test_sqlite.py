@@ -17,6 +17,8 @@ from datalayer.testing.contract import (
     ConversationExecuteSuite,
     ConversationReadsSuite,
     ForeignWriterSuite,
+    ListingExecuteSuite,
+    ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
@@ -78,6 +80,22 @@ class TestUsersPort(_Sqlite, PortSuite):
 
 class TestConversationsPort(_Sqlite, PortSuite):
     domain = "conversations"
+
+
+class TestListingsPort(_Sqlite, PortSuite):
+    domain = "listings"
+
+
+class TestListingReads(_Sqlite, ListingReadsSuite):
+    pass
+
+
+class TestListingExecute(_Sqlite, ListingExecuteSuite):
+    pass
+
+
+class TestListingGuard(_Sqlite, ForeignWriterSuite):
+    domain = "listings"
 
 
 class TestMessageReads(_Sqlite, MessageReadsSuite):

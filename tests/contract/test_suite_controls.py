@@ -19,6 +19,8 @@ from datalayer.testing.contract import (
     ConversationReadsSuite,
     ForeignWriterSuite,
     IntentLogSuite,
+    ListingExecuteSuite,
+    ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
@@ -33,11 +35,12 @@ from tests.contract.broken.execute import MUTATIONS
 from tests.contract.broken.foreign import FOREIGN
 from tests.contract.broken.guard import GUARDS
 from tests.contract.broken.intents import INTENTS, BrokenControls
+from tests.contract.broken.listings import LISTINGS
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
 from tests.contract.memory_program import Program
 
-STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all, *FOREIGN.all, *CONVERSATIONS.all]
+STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all, *FOREIGN.all, *CONVERSATIONS.all, *LISTINGS.all]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
 
@@ -109,6 +112,8 @@ SUITES = [
     ConversationReadsSuite,
     ForeignWriterSuite,
     IntentLogSuite,
+    ListingExecuteSuite,
+    ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,

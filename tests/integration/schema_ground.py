@@ -18,7 +18,7 @@ from datalayer.stores.postgres.backend import PostgresBackend, create_backend
 CLOCK = SystemClock()
 OWNER_INDEX = '''"""Claims are found by their owner."""
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0003_pre", "0002_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0003_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):
@@ -29,7 +29,7 @@ REGION = '''"""Users have a region, found by it; messages have a language."""
 import sqlalchemy as sa
 from alembic import op
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0003_pre", "0002_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0003_pre", None, None
 def upgrade():
     op.create_table("regions", sa.Column("name", sa.Text, primary_key=True), if_not_exists=True)
 def upgrade_place(base, table):
@@ -42,7 +42,7 @@ def upgrade_place(base, table):
 NO_REGION = '''"""Users have no region, messages no language any more."""
 from alembic import op
 from datalayer.schemas.steps import drop_index
-revision, down_revision, branch_labels, depends_on = "0004_post", None, ("post",), None
+revision, down_revision, branch_labels, depends_on = "0904_post", None, ("post",), None
 def upgrade():
     op.drop_table("regions", if_exists=True)
 def upgrade_place(base, table):

@@ -57,8 +57,8 @@ def owner_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def revision_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
     folder = tmp_path / "versions"
     folder.mkdir()
-    (folder / "r0003.py").write_text(text)
-    monkeypatch.setattr(history, "THIS", History((*history.THIS.pre, "0003_pre"), (), history.THIS.needed))
+    (folder / "r0903.py").write_text(text)
+    monkeypatch.setattr(history, "THIS", History((*history.THIS.pre, "0903_pre"), (), history.THIS.needed))
     return folder
 
 
@@ -91,7 +91,7 @@ def indexes(url: str) -> dict[str, bool]:
 
 async def test_the_revisions_make_what_the_library_makes(servers: Servers, url: str) -> None:
     state = await upgraded_main(url)
-    assert (state.state, state.done, state.drift) == ("ready", ("0001", "0002_pre"), ())
+    assert (state.state, state.done, state.drift) == ("ready", ("0001", "0002_pre", "0003_pre"), ())
     with database(servers, "schema") as other:
         async with opened(other) as backend:
             await backend.ensure_schema(create=True)
@@ -105,18 +105,21 @@ async def test_the_revisions_make_what_the_library_makes(servers: Servers, url: 
 
 
 @pytest.mark.parametrize("stamped", [False, True])
-async def test_a_database_of_the_first_version_is_served_and_brought_up_to_date(url: str, stamped: bool) -> None:
+async def test_a_database_of_the_first_version_is_refused_until_it_is_brought_up_to_date(
+    url: str, stamped: bool
+) -> None:
     make_old(url, stamped=stamped)
     async with opened(url) as backend:
-        await backend.ensure_schema(create=False)
+        with pytest.raises(SchemaBehind, match="datalayer schema upgrade"):
+            await backend.ensure_schema(create=False)
         assert (await state_of(url)).state == "behind"
         # a purge has dropped the plain table of a domain that moved away: nobody makes it again
         await backend.write_meta(MetaRow("messages", 0, "d", "retired", 1))
         await backend.store("messages", 0).drop()
     state = await upgraded_main(url)
-    assert (state.state, state.done, state.revision) == ("ready", ("0002_pre",), "0002_pre")
+    assert (state.state, state.done, state.revision) == ("ready", ("0002_pre", "0003_pre"), "0003_pre")
     assert ask(url, "SELECT to_regclass('messages')") == [(None,)]
-    assert [row[0] for row in ask(url, "SELECT revision FROM datalayer_schema_log")] == ["0002_pre"]
+    assert [row[0] for row in ask(url, "SELECT revision FROM datalayer_schema_log")] == ["0002_pre", "0003_pre"]
     assert (await upgraded_main(url)).done == ()
 
 
@@ -135,9 +138,9 @@ async def test_every_attempt_gets_its_index_while_writers_go_on(url: str, owner_
                 mutation = CreateUser(ids.uuid7(), name, f"{name}@example.org", "Ann", "active", "{}")
                 await asyncio.wait_for(store.execute(mutation, soon()), 2)
         state = await upgrade
-    assert (state.state, state.done) == ("ready", ("0002_pre", "0003_pre"))
+    assert (state.state, state.done) == ("ready", ("0002_pre", "0003_pre", "0903_pre"))
     assert indexes(url) == {f"{table}_owner": True for table in ("claims", "claims_7", "claims_1000028672")}
-    targets = ask(url, "SELECT target FROM datalayer_schema_log WHERE revision = '0003_pre' ORDER BY at_us")
+    targets = ask(url, "SELECT target FROM datalayer_schema_log WHERE revision = '0903_pre' ORDER BY at_us")
     assert [row[0] for row in targets] == ["claims", "claims_7", "claims_1000028672"]
 
 
@@ -156,11 +159,11 @@ async def test_a_build_that_was_killed_is_dropped_and_built_again(url: str, owne
         ask(url, f"SELECT pg_terminate_backend({pid})")
         state = await upgrade
         assert state.state == "unreachable"
-        assert state.done == ("0002_pre",)
+        assert state.done == ("0002_pre", "0003_pre")
     assert indexes(url) == {"claims_owner": False}
-    assert "0003_pre" in (await state_of(url)).detail
+    assert "0903_pre" in (await state_of(url)).detail
     state = await upgraded_main(url, owner_index)
-    assert (state.state, state.done) == ("ready", ("0003_pre",))
+    assert (state.state, state.done) == ("ready", ("0903_pre",))
     assert indexes(url) == {"claims_owner": True}
 
 
@@ -208,9 +211,9 @@ async def test_two_upgrades_at_once_do_each_step_once(url: str, owner_index: Pat
     make_old(url)
     states = await asyncio.gather(*(upgraded_main(url, owner_index) for _ in range(4)))
     assert {state.state for state in states} == {"ready"}
-    assert sorted(one for state in states for one in state.done) == ["0002_pre", "0003_pre"]
+    assert sorted(one for state in states for one in state.done) == ["0002_pre", "0003_pre", "0903_pre"]
     logged = ask(url, "SELECT revision, count(*) FROM datalayer_schema_log GROUP BY 1 ORDER BY 1")
-    assert logged == [("0002_pre", 1), ("0003_pre", 1)]
+    assert logged == [("0002_pre", 1), ("0003_pre", 1), ("0903_pre", 1)]
 
 
 async def test_a_place_that_is_purged_meanwhile_is_left_out(url: str, owner_index: Path) -> None:
@@ -222,7 +225,7 @@ async def test_a_place_that_is_purged_meanwhile_is_left_out(url: str, owner_inde
 
         class Purge:
             async def reach(self, name: str) -> None:
-                if "0003_pre" in name:
+                if "0903_pre" in name:
                     await gone.drop()
 
         upgrade = Upgrade(one_backend(url), CLOCK, Revisions(owner_index), Purge(), UpgradeOptions(only="main"))

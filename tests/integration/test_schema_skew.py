@@ -1,7 +1,7 @@
 """Two versions of the code and one database: the store suites pass for the older one on the schema of the newer one, and
 for the newer one before what only the older one used is taken away.
 
-The newer version is played: 0003_pre gives users a region, with an index, and messages a language; 0004_post drops the
+The newer version is played: 0903_pre gives users a region, with an index, and messages a language; 0904_post drops the
 nickname that users had in the older one. Its tables are declared so; its statements leave the new columns to their
 defaults. The older version is played by the tables and the history of 0001, with that nickname.
 """
@@ -46,15 +46,15 @@ from tests.servers import Servers
 pytestmark = pytest.mark.servers
 NO_NICKNAME = '''"""Users have no nickname any more."""
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0004_post", None, ("post",), None
+revision, down_revision, branch_labels, depends_on = "0904_post", None, ("post",), None
 def upgrade():
     pass
 def upgrade_place(base, table):
     if base == "users":
         op.drop_column(table, "nickname", if_exists=True)
 '''
-OLD = History(("0001",), (), "0001")
-NEW = History(("0001", "0002_pre", "0003_pre"), ("0004_post",), "0003_pre")
+OLD = History(("0001", "0002_pre", "0003_pre"), (), "0001")
+NEW = History(("0001", "0002_pre", "0003_pre", "0903_pre"), ("0904_post",), "0903_pre")
 _USERS, _MESSAGES = metadata.users_table, metadata.messages_table
 
 
@@ -80,8 +80,8 @@ def newer_messages(attempt: int = 0) -> sa.Table:
 @pytest.fixture(scope="module")
 def revisions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("versions")
-    (folder / "r0003.py").write_text(REGION)
-    (folder / "r0004.py").write_text(NO_NICKNAME)
+    (folder / "r0903.py").write_text(REGION)
+    (folder / "r0904.py").write_text(NO_NICKNAME)
     return folder
 
 
@@ -104,7 +104,7 @@ def between(servers: Servers, revisions: Path) -> str:
     with pytest.MonkeyPatch.context() as monkeypatch, ThreadPoolExecutor(1) as thread:
         play_newer(monkeypatch)
         state = thread.submit(lambda: asyncio.run(upgraded_main(url, revisions, phase="pre"))).result()
-    assert (state.state, state.revision) == ("ready", "0003_pre")
+    assert (state.state, state.revision) == ("ready", "0903_pre")
     return url
 
 
@@ -155,7 +155,7 @@ class _Older(_Skewed):
             async with PostgresSchema(db).locked(20) as locked:
                 for relation in store.relations.values():
                     base = relation.table.name.partition("_")[0]
-                    for script in files.place_scripts(["0003_pre"], "postgresql", base, relation.table.name):
+                    for script in files.place_scripts(["0903_pre"], "postgresql", base, relation.table.name):
                         await locked.run(script)
 
         monkeypatch.setattr(SqlStore, "create", make_in_step)
@@ -261,7 +261,7 @@ async def test_both_versions_write_one_table_until_post_and_only_the_newer_one_a
         await create_user(url, "cid")
     with pytest.MonkeyPatch.context() as monkeypatch:
         play_older(monkeypatch)
-        with pytest.raises(SchemaAhead, match="0004_post"):
+        with pytest.raises(SchemaAhead, match="0904_post"):
             await create_user(url, "dan")
     assert ask(url, "SELECT username FROM users ORDER BY 1") == [("ann",), ("bob",), ("cid",)]
 
@@ -271,7 +271,7 @@ async def test_newer_code_refuses_a_schema_from_before_pre(servers: Servers) -> 
     make_old(url, stamped=True)
     with pytest.MonkeyPatch.context() as monkeypatch:
         play_newer(monkeypatch)
-        with pytest.raises(SchemaBehind, match="0001, not 0003_pre"):
+        with pytest.raises(SchemaBehind, match="0001, not 0903_pre"):
             await create_user(url, "ann")
 
 

@@ -32,7 +32,7 @@ ADDS = '''"""Users have a region."""
 import sqlalchemy as sa
 from alembic import op
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0003_pre", "0002_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0003_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):
@@ -44,7 +44,7 @@ def upgrade_place(base, table):
 DROPS = '''"""Users have no region."""
 from alembic import op
 from datalayer.schemas.steps import drop_index
-revision, down_revision, branch_labels, depends_on = "0004_post", None, ("post",), None
+revision, down_revision, branch_labels, depends_on = "0904_post", None, ("post",), None
 def upgrade():
     pass
 def upgrade_place(base, table):
@@ -95,12 +95,12 @@ def old_file(path: Path) -> None:
 
 @pytest.fixture
 def revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of two further revisions, known to this version: 0003_pre adds, 0004_post drops."""
+    """A folder of two further revisions, known to this version: 0903_pre adds, 0904_post drops."""
     folder = tmp_path / "versions"
     folder.mkdir()
-    (folder / "r0003.py").write_text(ADDS)
-    (folder / "r0004.py").write_text(DROPS)
-    later = History(pre=(*history.THIS.pre, "0003_pre"), post=("0004_post",), needed=history.THIS.needed)
+    (folder / "r0903.py").write_text(ADDS)
+    (folder / "r0904.py").write_text(DROPS)
+    later = History(pre=(*history.THIS.pre, "0903_pre"), post=("0904_post",), needed=history.THIS.needed)
     monkeypatch.setattr(history, "THIS", later)
     return folder
 
@@ -115,22 +115,25 @@ async def test_the_revisions_and_the_backend_make_the_same_schema(tmp_path: Path
     assert shape(by_revisions) == shape(by_backend)
     assert rows(by_revisions, "SELECT * FROM datalayer_schema") == rows(by_backend, "SELECT * FROM datalayer_schema")
     logged = rows(by_revisions, "SELECT revision FROM datalayer_schema_log")
-    assert logged == [("0002_pre",)], "what ran before there was a log is not in it"
+    assert logged == [("0002_pre",), ("0003_pre",)], "what ran before there was a log is not in it"
     async with opened(by_revisions) as backend:
         await backend.ensure_schema(create=False)
 
 
-async def test_a_file_of_the_first_version_is_served_and_brought_up_to_date(tmp_path: Path) -> None:
+async def test_a_file_of_the_first_version_is_refused_until_it_is_brought_up_to_date(tmp_path: Path) -> None:
     path = tmp_path / "main.sqlite"
     old_file(path)
     async with opened(path) as backend:
-        await backend.ensure_schema(create=False)
+        with pytest.raises(SchemaBehind, match="0001, not 0003_pre"):
+            await backend.ensure_schema(create=True)
     settings = one_file(path)
     state = (await inspect_schemas(settings, CLOCK, only="main"))[0]
     assert (state.state, state.revision) == ("behind", "0001")
     done = await upgraded(settings, only="main")
-    assert [(one.state, one.revision, one.done) for one in done] == [("ready", "0002_pre", ("0002_pre",))]
+    assert [(one.state, one.revision, one.done) for one in done] == [("ready", "0003_pre", ("0002_pre", "0003_pre"))]
     assert (await upgraded(settings, only="main"))[0].done == ()
+    async with opened(path) as backend:
+        await backend.ensure_schema(create=False)
 
 
 async def test_pre_reaches_every_place_and_post_takes_it_away_again(tmp_path: Path, revisions: Path) -> None:
@@ -147,7 +150,7 @@ async def test_pre_reaches_every_place_and_post_takes_it_away_again(tmp_path: Pa
         return {name for name in tables if any(row[1] == "region" for row in rows(path, f"PRAGMA table_info({name})"))}
 
     done = await upgraded(settings, revisions, only="main", phase="pre")
-    assert done[0].done == ("0002_pre", "0003_pre")
+    assert done[0].done == ("0002_pre", "0003_pre", "0903_pre")
     ours = {"users", "users_7", "users_1000028672"}
     indexes = {f"{name}_region" for name in ours}
     assert with_region() - indexes == ours
@@ -157,11 +160,11 @@ async def test_pre_reaches_every_place_and_post_takes_it_away_again(tmp_path: Pa
         "column region is unexpected",
         *(f"index {name} on (region) is unexpected" for name in indexes),
     }, "this version does not know what the next one added, and lives with it"
-    targets = rows(path, "SELECT target FROM datalayer_schema_log WHERE revision = '0003_pre'")
+    targets = rows(path, "SELECT target FROM datalayer_schema_log WHERE revision = '0903_pre'")
     assert {target for (target,) in targets} == ours
     await upgraded(settings, revisions, only="main", phase="post")
     assert with_region() == set()
-    assert sorted(rows(path, "SELECT version_num FROM datalayer_schema")) == [("0003_pre",), ("0004_post",)]
+    assert sorted(rows(path, "SELECT version_num FROM datalayer_schema")) == [("0903_pre",), ("0904_post",)]
 
 
 async def test_a_post_revision_waits_for_the_pre_ones_before_it(tmp_path: Path, revisions: Path) -> None:
@@ -169,7 +172,7 @@ async def test_a_post_revision_waits_for_the_pre_ones_before_it(tmp_path: Path, 
     old_file(path)
     state = (await upgraded(one_file(path), revisions, only="main", phase="post"))[0]
     assert state.state == "failed"
-    assert "0002_pre, 0003_pre must run before 0004_post" in state.detail
+    assert "0002_pre, 0003_pre, 0903_pre must run before 0904_post" in state.detail
 
 
 async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
@@ -200,7 +203,7 @@ async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
         "users_8: index users_8_region is missing",
     }
     state = (await upgraded(settings, revisions, only="main", phase="pre"))[0]
-    assert (state.state, state.done) == ("ready", ("0003_pre users_8",))
+    assert (state.state, state.done) == ("ready", ("0903_pre users_8",))
 
 
 async def test_a_table_that_somebody_dropped_is_made_again(tmp_path: Path) -> None:
@@ -278,7 +281,8 @@ def test_the_history_is_that_of_the_files() -> None:
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
 def test_the_first_revision_made_what_an_application_needs(dialect: Any) -> None:
     # Frozen: a change of these tables is a further revision, and then this test compares with it applied.
-    tables = (*serving_tables(), *(sqlite_tables() if dialect == "sqlite" else ()))
+    tables = [metadata.place_table(base) for base in ("messages", "users", "claims")]
+    tables += [metadata.meta_table(), metadata.token_table(), *(sqlite_tables() if dialect == "sqlite" else ())]
     ddl = [text for table in tables for text in create_table(dialect, table)]
     recorded = (VERSIONS / f"r0001_{dialect}.sql").read_text().split(";\n")
     assert [" ".join(one.split()) for one in recorded if one.strip()] == [" ".join(one.split()) for one in ddl]
@@ -288,6 +292,14 @@ def test_the_first_revision_made_what_an_application_needs(dialect: Any) -> None
 def test_the_second_revision_makes_the_log(dialect: Any) -> None:
     steps = load_revisions().scripts("0002_pre", dialect, {})[0].steps
     assert " ".join(steps[-1].sql.split()) == " ".join(create_table(dialect, schema_log_table())[0].split())
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_the_third_revision_makes_conversations_and_lists(dialect: Any) -> None:
+    steps = load_revisions().scripts("0003_pre", dialect, {})[0].steps
+    tables = [metadata.place_table(base) for base in ("conversations", "members", "listings")]
+    ddl = [" ".join(text.split()) for table in tables for text in create_table(dialect, table)]
+    assert [" ".join(step.sql.split()) for step in steps if step.sql.startswith("CREATE")] == ddl
 
 
 def test_our_own_revisions_pass_the_linter() -> None:
@@ -300,8 +312,8 @@ async def test_a_revision_that_would_hurt_stops_an_upgrade_before_anything_is_to
     tmp_path: Path, revisions: Path
 ) -> None:
     path = tmp_path / "main.sqlite"
-    (revisions / "r0003.py").write_text(ADDS.replace('server_default=""', 'server_default=sa.text("random()")'))
-    with pytest.raises(PreconditionFailed, match="0003_pre would hurt: rewrite"):
+    (revisions / "r0903.py").write_text(ADDS.replace('server_default=""', 'server_default=sa.text("random()")'))
+    with pytest.raises(PreconditionFailed, match="0903_pre would hurt: rewrite"):
         await upgraded(one_file(path), revisions)
     assert not path.exists()
 
@@ -402,17 +414,17 @@ def test_the_exit_code_says_the_gravest_state(tmp_path: Path, monkeypatch: pytes
         assert [one for one in says if one not in ended.output] == []
 
     old_file(path)
-    ends("status main", 3, "behind", "0002_pre, 0003_pre not applied", "next: datalayer schema upgrade")
-    ends("upgrade main", 0, "0002_pre, 0003_pre", "0004_post: once no process of an older version runs")
-    ends("upgrade main --phase all", 0, "0003_pre, 0004_post")
+    ends("status main", 3, "behind", "at revision 0001, not 0003_pre", "next: datalayer schema upgrade")
+    ends("upgrade main", 0, "0002_pre, 0003_pre, 0903_pre", "0904_post: once no process of an older version runs")
+    ends("upgrade main --phase all", 0, "0903_pre, 0904_post")
     ends("status main", 0, "ready")
     rows(path, "ALTER TABLE users ADD COLUMN shoe TEXT")
     ends("status main", 0, "main: users: column shoe is unexpected")
     rows(path, "ALTER TABLE users DROP COLUMN display_name")
     ends("status main", 4, "drifted", "main: users: column display_name is missing")
     ends("upgrade main", 4, "drifted")
-    rows(path, "INSERT INTO datalayer_schema VALUES ('0009_post')")
-    ends("status main", 3, "ahead", "0009_post")
+    rows(path, "INSERT INTO datalayer_schema VALUES ('0909_post')")
+    ends("status main", 3, "ahead", "0909_post")
     ends("upgrade main", 3, "ahead")
     ends("upgrade main --canary nope", 2, "'nope' is none of them")
     ends("upgrade --phase nope", 2)
@@ -421,7 +433,7 @@ def test_the_exit_code_says_the_gravest_state(tmp_path: Path, monkeypatch: pytes
 async def test_a_new_database_gets_what_was_contracted_long_ago_at_once(tmp_path: Path, revisions: Path) -> None:
     path = tmp_path / "main.sqlite"
     state = (await upgraded(one_file(path), revisions, only="main", phase="pre"))[0]
-    assert state.revision == "0003_pre, 0004_post"
+    assert state.revision == "0903_pre, 0904_post"
     assert "region" not in str(shape(path))
 
 
@@ -469,7 +481,5 @@ def test_the_name_of_a_place_is_read_as_it_is_written() -> None:
         for attempt in (0, 7, 1_000_028_672):
             assert shapes.attempt_of(metadata.relation(base, attempt)) == (base, attempt)
     assert shapes.places_among({"users_007": frozenset(), "users": frozenset({"id"})}) == {
-        "messages": [],
-        "users": [],
-        "claims": [],
+        base: [] for base in metadata.PLACES
     }

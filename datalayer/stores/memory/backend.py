@@ -21,10 +21,12 @@ from datalayer.stores.memory.faults import Call, Fault, Injection, Injector, Pro
 from datalayer.stores.memory.server import MemoryServer, server_named
 from datalayer.stores.memory.store import (
     MemoryConversations,
+    MemoryListings,
     MemoryMessages,
     MemoryPort,
     MemoryUsers,
     TransactionalConversations,
+    TransactionalListings,
     TransactionalMessages,
     TransactionalUsers,
 )
@@ -43,6 +45,8 @@ _STORES: Final[dict[tuple[str, str], type[MemoryPort]]] = {
     ("users", "last_writer"): MemoryUsers,
     ("conversations", "transactional"): TransactionalConversations,
     ("conversations", "last_writer"): MemoryConversations,
+    ("listings", "transactional"): TransactionalListings,
+    ("listings", "last_writer"): MemoryListings,
 }
 _HANGS: Final = frozenset({Fault.HANG, Fault.HANG_APPLIED})
 _WITH_EFFECT: Final = frozenset({Fault.LOST_REPLY, Fault.HANG_APPLIED, Fault.CRASH_AFTER})

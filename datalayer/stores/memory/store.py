@@ -6,7 +6,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
-from datalayer.domains import conversations, messages, users
+from datalayer.domains import conversations, listings, messages, users
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import InvalidArgument, SchemaBehind, StaleRoute
 from datalayer.stores.base import Executed, ScanPage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Guard
     from datalayer.stores.memory.backend import MemoryBackend
     from datalayer.stores.memory.table import Table
-    from datalayer.types import Conversation, Member, Message, User
+    from datalayer.types import Conversation, Listed, Member, Message, User
 
 T = TypeVar("T")
 
@@ -222,24 +222,48 @@ class MemoryConversations(MemoryPort):
 
         return await self._call("members", effect, deadline, write=False)
 
-    async def unlisted(self, limit: int, *, after: bytes = b"") -> list[Record]:
+    async def unlisted(self, limit: int, deadline: Deadline, *, after: bytes = b"") -> list[Record]:
         def effect() -> list[Record]:
             waiting = (record for record in self._unlisted() if record.key > after)
             return sorted(waiting, key=lambda record: record.key)[:limit]
 
-        return await self._call("unlisted", effect, write=False)
+        return await self._call("unlisted", effect, deadline, write=False)
 
-    async def lag(self, limit: int) -> tuple[int, int | None]:
+    async def lag(self, limit: int, deadline: Deadline) -> tuple[int, int | None]:
         def effect() -> tuple[int, int | None]:
             versions = [record.version for record in self._unlisted()]
             return min(len(versions), limit), min(versions, default=None)
 
-        return await self._call("lag", effect, write=False)
+        return await self._call("lag", effect, deadline, write=False)
 
     def _unlisted(self) -> Iterable[Record]:
         for (kind, _), record in self._table().records.items():
             if kind == "member" and not conversations.is_listed(record):
                 yield record
+
+
+class MemoryListings(MemoryPort):
+    """Users' lists of conversations: the port and its typed reads."""
+
+    async def get(self, user_id: UUID, conversation_id: UUID, deadline: Deadline) -> Listed | None:
+        key = ("listed", listings.listed_key(user_id, conversation_id))
+
+        def effect() -> tuple[Listed | None]:
+            record = self._table().records.get(key)
+            return (None if record is None else listings.to_listed(record),)
+
+        return (await self._call("get", effect, deadline, write=False))[0]
+
+    async def of_user(
+        self, user_id: UUID, limit: int, deadline: Deadline, *, after: tuple[int, UUID] | None = None
+    ) -> list[Listed]:
+        def effect() -> list[Listed]:
+            records = self._table().of_routing("listed", user_id.bytes)
+            live = [listings.to_listed(record) for record in records if not record.deleted]
+            live = [one for one in live if after is None or (one.last_activity_us, one.conversation_id) < after]
+            return sorted(live, key=lambda one: (one.last_activity_us, one.conversation_id), reverse=True)[:limit]
+
+        return await self._call("of_user", effect, deadline, write=False)
 
 
 class _Transactions(MemoryPort):
@@ -258,6 +282,10 @@ class TransactionalMessages(MemoryMessages, _Transactions):
 
 class TransactionalUsers(MemoryUsers, _Transactions):
     """Users on a server that orders writes itself."""
+
+
+class TransactionalListings(MemoryListings, _Transactions):
+    """Users' lists on a server that orders writes itself."""
 
 
 class TransactionalConversations(MemoryConversations, _Transactions):

@@ -14,7 +14,7 @@ from datalayer.stores.postgres.guard import PostgresGuard
 from datalayer.stores.postgres.replicas import LogEnd, PostgresReplica, ReplicaDatabase, place_of, share_out
 from datalayer.stores.postgres.rows import PostgresCodec
 from datalayer.stores.postgres.schema import SCHEMA_LOCK, PostgresSchema
-from datalayer.stores.postgres.stores import PostgresConversations, PostgresMessages, PostgresUsers
+from datalayer.stores.postgres.stores import PostgresConversations, PostgresListings, PostgresMessages, PostgresUsers
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.sql.statement import create_table
 
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 OLDEST_SERVER: Final = 140000
 """CREATE OR REPLACE TRIGGER came with version 14."""
 
-_STORES: Final[dict[str, type[PostgresMessages | PostgresUsers | PostgresConversations]]] = {
+_STORES: Final[dict[str, type[PostgresMessages | PostgresUsers | PostgresConversations | PostgresListings]]] = {
     "messages": PostgresMessages,
     "users": PostgresUsers,
     "conversations": PostgresConversations,
+    "listings": PostgresListings,
 }
 _ESTIMATE: Final = """
 SELECT CASE WHEN c.reltuples < 0 OR c.relpages = 0 THEN -1
@@ -199,7 +200,7 @@ class PostgresBackend:
 
 def _store(
     db: PostgresDatabase, product: PostgresProduct, domain: str, attempt: int
-) -> PostgresMessages | PostgresUsers | PostgresConversations:
+) -> PostgresMessages | PostgresUsers | PostgresConversations | PostgresListings:
     return _STORES[domain](db, product, attempt)
 
 

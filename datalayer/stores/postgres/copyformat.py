@@ -31,6 +31,7 @@ _USER_HEAD: Final = struct.pack("!h", 9) + _UUID
 _CLAIM_HEAD: Final = struct.pack("!h", 6)
 _CONVERSATION_HEAD: Final = struct.pack("!h", 7) + _UUID
 _MEMBER_HEAD: Final = struct.pack("!h", 8) + _UUID
+_LISTED_HEAD: Final = struct.pack("!h", 10) + _UUID
 _EMPTY: Final = _length(len(uuid_array(b""))) + uuid_array(b"")
 # What most messages hold behind their body: no thread, no attachments, never edited, no attributes.
 _PLAIN: Final = ("text", None, b"", None, "{}")
@@ -44,6 +45,10 @@ def _sized(value: bytes) -> bytes:
 
 def _text(value: object) -> bytes:
     return _NULL if value is None else _sized(cast("str", value).encode())
+
+
+def _uuid(value: bytes | None) -> bytes:
+    return _NULL if value is None else _UUID + value
 
 
 def message_row(record: Record) -> bytes:
@@ -106,10 +111,18 @@ def member_row(record: Record) -> bytes:
     """One row of a members table."""
     key, fields = record.key, cast("tuple[str, int, bytes | None, int]", record.fields)
     role, joined_at, read_up_to, listed = fields
-    read = _NULL if read_up_to is None else _UUID + read_up_to
     numbers = _bigint(8, listed) + _flag_version(1, record.deleted, 8, record.version)
     head = (_MEMBER_HEAD, key[:16], _UUID, key[16:])
-    return b"".join((*head, _text(role), _bigint(8, joined_at), read, numbers))
+    return b"".join((*head, _text(role), _bigint(8, joined_at), _uuid(read_up_to), numbers))
+
+
+def listed_row(record: Record) -> bytes:
+    """One row of a listings table."""
+    key, fields = record.key, cast("tuple[str, int, bytes | None, bytes | None, int, int]", record.fields)
+    role, joined_at, read_up_to, newest, last_activity, shown = fields
+    head = (_LISTED_HEAD, key[:16], _UUID, key[16:], _text(role), _bigint(8, joined_at))
+    numbers = _bigint(8, last_activity) + _bigint(8, shown) + _flag_version(1, record.deleted, 8, record.version)
+    return b"".join((*head, _uuid(read_up_to), _uuid(newest), numbers))
 
 
 ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
@@ -118,6 +131,7 @@ ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
     "claim": claim_row,
     "conversation": conversation_row,
     "member": member_row,
+    "listed": listed_row,
 }
 
 

@@ -211,6 +211,24 @@ class PostgresCodec:
         key = record.key
         return (RawUuid(key[:16]), RawUuid(key[16:]), role, joined_at, read, listed, record.deleted, record.version)
 
+    def listed_record(self, row: Row) -> Record:
+        user, conversation, role, joined_at, read_up_to, newest, last_activity, shown, deleted, version = row
+        read = None if read_up_to is None else read_up_to.bytes
+        known = None if newest is None else newest.bytes
+        fields = (role, joined_at, read, known, last_activity, shown)
+        return Record("listed", user.bytes + conversation.bytes, version, deleted, fields)
+
+    def listed_row(self, record: Record) -> Row:
+        role, joined_at, read_up_to, newest, last_activity, shown = record.fields
+        check_text(role, "role")  # type: ignore[arg-type]
+        for value, what in ((record.version, "version"), (last_activity, "last_activity"), (shown, "shown")):
+            check_int(value, what)  # type: ignore[arg-type]
+        check_int(joined_at, "joined_at")  # type: ignore[arg-type]
+        read = None if read_up_to is None else RawUuid(read_up_to)  # type: ignore[arg-type]
+        known = None if newest is None else RawUuid(newest)  # type: ignore[arg-type]
+        head = (RawUuid(record.key[:16]), RawUuid(record.key[16:]), role, joined_at, read, known)
+        return (*head, last_activity, shown, record.deleted, record.version)
+
 
 def check_message(record: Record) -> None:
     """ValueError, saying why, for a message that Postgres can never hold."""

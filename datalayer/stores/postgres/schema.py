@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import DatalayerError, MigrationError, PreconditionFailed, StaleRoute
-from datalayer.schemas.metadata import LOG_TABLE, SCHEMA_TABLE, serving_tables
+from datalayer.schemas.metadata import LOG_TABLE, SCHEMA_TABLE, first_tables
 from datalayer.schemas.script import Busy, LogEntry
 from datalayer.schemas.shapes import PLACE_NAME, ColumnShape, IndexShape, TableShape, places_among, plain_default
 from datalayer.stores.postgres.database import BEGIN, PostgresTransaction
@@ -86,7 +86,7 @@ class PostgresSchema:
         return frozenset(str(row[0]) for row in found)
 
     async def adopted(self) -> bool:
-        wanted = {table.name for table in serving_tables()}
+        wanted = {table.name for table in first_tables()}
         there = {str(row[0]) for row in await self._db.fetch(_PRESENT, (list(wanted),))}
         if "datalayer_meta" not in there:
             return False

@@ -11,6 +11,7 @@ from datalayer.stores.base import ScanPage
 from datalayer.stores.postgres.bulk import BulkWriter
 from datalayer.stores.postgres.rows import RawUuid, check_message
 from datalayer.stores.sql.conversations import SqlConversations
+from datalayer.stores.sql.listings import SqlListings
 from datalayer.stores.sql.messages import SqlMessages
 from datalayer.stores.sql.statement import limited, statement
 from datalayer.stores.sql.store import SqlStore
@@ -105,6 +106,17 @@ class PostgresUsers(SqlUsers, _Sized):
 
 class PostgresConversations(SqlConversations, _Sized):
     """Conversations and their members."""
+
+    def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
+        super().__init__(cast("SqlDatabase", db), product, attempt)
+        self._bulk = BulkWriter(self)
+
+    async def apply_in(self, tx: SqlTransaction, records: Iterable[Record]) -> None:
+        await self._bulk.write(cast("PostgresTransaction", tx), records)
+
+
+class PostgresListings(SqlListings, _Sized):
+    """Users' lists of conversations."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
         super().__init__(cast("SqlDatabase", db), product, attempt)

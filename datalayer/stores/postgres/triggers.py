@@ -54,6 +54,7 @@ _KEYS: Final = {
     "claim": "substring(sha256({tail}) FROM 1 FOR 16) || {tail}",
     "conversation": "uuid_send({row}.id)",
     "member": "uuid_send({row}.conversation_id) || uuid_send({row}.user_id)",
+    "listed": "uuid_send({row}.user_id) || uuid_send({row}.conversation_id)",
 }
 _TAIL: Final = "(CASE {row}.kind WHEN 'username' THEN 'u' ELSE 'e' END::bytea || convert_to({row}.value, 'UTF8'))"
 _PRIMARY: Final = {
@@ -62,6 +63,7 @@ _PRIMARY: Final = {
     "claim": ("kind", "value"),
     "conversation": ("id",),
     "member": ("conversation_id", "user_id"),
+    "listed": ("user_id", "conversation_id"),
 }
 _BASES: Final = {
     "message": "messages",
@@ -69,6 +71,7 @@ _BASES: Final = {
     "claim": "claims",
     "conversation": "conversations",
     "member": "members",
+    "listed": "listings",
 }
 
 

@@ -77,3 +77,11 @@ class RowCodec(Protocol):
     def member_row(self, record: Record) -> Row:
         """As ``message_row``."""
         ...
+
+    def listed_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def listed_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...

@@ -92,12 +92,13 @@ class SqlConversations(SqlStore):
         rows = await self.db.fetch(self._sql.members, params, deadline=deadline)
         return [to_member(self._members.to_record(row)) for row in rows]
 
-    async def unlisted(self, limit: int, *, after: bytes = b"") -> list[Record]:
-        rows = await self.db.fetch(self._sql.unlisted, (*self._members.position(after or bytes(32)), limit))
+    async def unlisted(self, limit: int, deadline: Deadline, *, after: bytes = b"") -> list[Record]:
+        params = (*self._members.position(after or bytes(32)), limit)
+        rows = await self.db.fetch(self._sql.unlisted, params, deadline=deadline)
         return [self._members.to_record(row) for row in rows]
 
-    async def lag(self, limit: int) -> tuple[int, int | None]:
-        rows = await self.db.fetch(self._sql.lag, (limit,))
+    async def lag(self, limit: int, deadline: Deadline) -> tuple[int, int | None]:
+        rows = await self.db.fetch(self._sql.lag, (limit,), deadline=deadline)
         return int(rows[0][0]), rows[0][1]
 
     # --- mutations -------------------------------------------------------------------------------------------------

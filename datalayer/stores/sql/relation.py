@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from datalayer.domains.conversations import CONVERSATION, MEMBER
+from datalayer.domains.listings import LISTED
 from datalayer.domains.messages import MESSAGE
 from datalayer.domains.users import CLAIM, USER, claim_of
 from datalayer.schemas import metadata
@@ -162,6 +163,21 @@ def member_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation
         metadata.MEMBER_COLUMNS,
         codec.member_row,
         codec.member_record,
+        lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
+    )
+
+
+def listed_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The users' lists at a place."""
+    uuid = codec.uuid
+    return Relation(
+        dialect,
+        LISTED,
+        metadata.listings_table(attempt),
+        metadata.LISTED_COLUMNS,
+        codec.listed_row,
+        codec.listed_record,
         lambda key: (uuid(key[:16]), uuid(key[16:])),
         lambda key: key,
     )

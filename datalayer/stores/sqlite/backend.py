@@ -12,6 +12,7 @@ from datalayer.stores.sqlite.database import SqliteDatabase
 from datalayer.stores.sqlite.schema import SqliteSchema
 from datalayer.stores.sqlite.store import (
     SqliteConversations,
+    SqliteListings,
     SqliteMessages,
     SqlitePlace,
     SqliteProduct,
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 READERS_MAX = 4
 """More threads do not read faster: they share one interpreter lock."""
-_STORES: Final[dict[str, type[SqliteMessages | SqliteUsers | SqliteConversations]]] = {
+_STORES: Final[dict[str, type[SqliteMessages | SqliteUsers | SqliteConversations | SqliteListings]]] = {
     "messages": SqliteMessages,
     "users": SqliteUsers,
     "conversations": SqliteConversations,
+    "listings": SqliteListings,
 }
 
 

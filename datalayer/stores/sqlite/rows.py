@@ -128,6 +128,17 @@ class SqliteRows:
         _check_text(role)
         return (key[:16], key[16:], role, joined_at, read_up_to, listed, deleted, version)
 
+    def listed_record(self, row: Row) -> Record:
+        user, conversation, *fields, deleted, version = row
+        return Record("listed", user + conversation, version, deleted == 1, tuple(fields))
+
+    def listed_row(self, record: Record) -> Row:
+        _, key, version, deleted, fields = record
+        _check(len(key) == _MESSAGE_KEY, "the key of a listed conversation is 32 bytes")
+        _check_version(version)
+        _check_text(fields[0])
+        return (key[:16], key[16:], *fields, deleted, version)
+
 
 def _uuids(value: bytes) -> tuple[UUID, ...]:
     return tuple([uuid_of(value[at : at + 16]) for at in range(0, len(value), 16)])

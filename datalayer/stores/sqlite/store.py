@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from datalayer.schemas.metadata import journal_tables
 from datalayer.stores.sql.conversations import SqlConversations
+from datalayer.stores.sql.listings import SqlListings
 from datalayer.stores.sql.messages import SqlMessages
 from datalayer.stores.sql.statement import drop_table
 from datalayer.stores.sql.store import SqlStore
@@ -74,6 +75,10 @@ class SqliteUsers(SqlitePlace, SqlUsers):
 
 class SqliteConversations(SqlitePlace, SqlConversations):
     """Conversations and their members in SQLite."""
+
+
+class SqliteListings(SqlitePlace, SqlListings):
+    """Users' lists of conversations in SQLite."""
 
 
 class SqliteProduct:

@@ -60,6 +60,10 @@ def _shapes(domain: str, place: int) -> tuple[_Shape, ...]:
         key = "CAST({row}.conversation_id || {row}.id AS BLOB)"
         match = "conversation_id = {row}.conversation_id AND id = {row}.id"
         return (_Shape("message", relation("messages", place), key, "{row}.conversation_id", match, FINAL_LEAD),)
+    if domain == "listings":
+        key = "CAST({row}.user_id || {row}.conversation_id AS BLOB)"
+        match = "user_id = {row}.user_id AND conversation_id = {row}.conversation_id"
+        return (_Shape("listed", relation(domain, place), key, "{row}.user_id", match, 0),)
     if domain == "conversations":
         key = "CAST({row}.conversation_id || {row}.user_id AS BLOB)"
         match = "conversation_id = {row}.conversation_id AND user_id = {row}.user_id"

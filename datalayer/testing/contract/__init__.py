@@ -23,6 +23,7 @@ from datalayer.testing.contract.fixture import Foreign, StoreFixture, outcomes, 
 from datalayer.testing.contract.foreign import ForeignWriterSuite
 from datalayer.testing.contract.guard import GuardSuite
 from datalayer.testing.contract.intents import IntentLogSuite
+from datalayer.testing.contract.listings import ListingExecuteSuite, ListingReadsSuite
 from datalayer.testing.contract.port import PortSuite
 from datalayer.testing.contract.reads import MessageReadsSuite, UserReadsSuite
 from datalayer.testing.contract.values import Maker
@@ -36,6 +37,8 @@ __all__ = [
     "ForeignWriterSuite",
     "GuardSuite",
     "IntentLogSuite",
+    "ListingExecuteSuite",
+    "ListingReadsSuite",
     "Maker",
     "MessageExecuteSuite",
     "MessageReadsSuite",

@@ -99,18 +99,18 @@ class ConversationReadsSuite:
         now = maker.now_us
         shown = [maker.member(listed=now, deleted=at % 4 == 0) for at in range(20)]
         behind = [maker.member(listed=now - 1 - at, version=now + at, deleted=at % 4 == 0) for at in range(20)]
-        assert await store.lag(100) == (0, None)
+        assert await store.lag(100, fixture.deadline()) == (0, None)
         await store.apply([*shown, *behind, *(maker.conversation() for _ in range(5))])
         keys = sorted(record.key for record in behind)
         for limit in (1, 7, 1000):
             met: list[bytes] = []
-            while page := await store.unlisted(limit, after=met[-1] if met else b""):
+            while page := await store.unlisted(limit, fixture.deadline(), after=met[-1] if met else b""):
                 assert len(page) <= limit
                 assert by_key(page).items() <= by_key(behind).items()
                 met += [record.key for record in page]
             assert met == keys
-        assert await store.lag(100) == (20, now)
-        assert (await store.lag(5))[0] == 5
+        assert await store.lag(100, fixture.deadline()) == (20, now)
+        assert (await store.lag(5, fixture.deadline()))[0] == 5
 
     async def test_reads_past_their_deadline_say_so(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.place(PLACE), Maker(fixture)
@@ -119,6 +119,8 @@ class ConversationReadsSuite:
         await refused(DeadlineExceeded, store.get_many([maker.id()], late))
         await refused(DeadlineExceeded, store.member(maker.id(), maker.id(), late))
         await refused(DeadlineExceeded, store.members(maker.id(), 5, late))
+        await refused(DeadlineExceeded, store.unlisted(5, late))
+        await refused(DeadlineExceeded, store.lag(5, late))
 
 
 class ConversationExecuteSuite:
@@ -317,14 +319,16 @@ class ConversationExecuteSuite:
         done = await store.execute(create, fixture.deadline())
         seen = tuple((UUID(bytes=one.key[16:]), one.version) for one in done.records if one.kind == "member")
         changed = await store.execute(MarkRead(create.id, seen[0][0], maker.id()), fixture.deadline())
-        assert (await store.lag(100))[0] == 3
+        assert (await store.lag(100, fixture.deadline()))[0] == 3
         settled = await store.execute(Settle(create.id, seen), fixture.deadline())
         assert {record.key[16:] for record in settled.records} == {user.bytes for user, _ in seen[1:]}
-        assert by_key(await store.unlisted(10)) == by_key(changed.records), "a change since stays to be shown"
+        assert by_key(await store.unlisted(10, fixture.deadline())) == by_key(changed.records), (
+            "a change since stays to be shown"
+        )
         assert (await store.execute(Settle(create.id, seen), fixture.deadline())).records == ()
         assert (await store.execute(Settle(maker.id(), seen), fixture.deadline())).records == ()
         await store.execute(SetRole(create.id, seen[1][0], "admin"), fixture.deadline())
-        assert (await store.lag(100))[0] == 2, "a change after it was settled is to be shown again"
+        assert (await store.lag(100, fixture.deadline()))[0] == 2, "a change after it was settled is to be shown again"
 
     async def test_write_past_its_deadline_changes_nothing(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.place(PLACE), Maker(fixture)

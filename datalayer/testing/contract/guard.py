@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datalayer.domains.conversations import CreateConversation, DeleteConversation, UpdateConversation
+from datalayer.domains.listings import Show, Touch
 from datalayer.domains.messages import Append, Delete, Edit
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
@@ -19,12 +21,11 @@ from datalayer.testing.contract.values import LONE_SURROGATE, Maker
 if TYPE_CHECKING:
     from datalayer.domains.record import Key, Record
     from datalayer.stores.base import Guard
-    from datalayer.types import Conversation, Message, User
-
-    Entity = Message | User | Conversation
 
 LOCK_S = 5.0
 LONG_S = 120.0
+_LATER = itertools.count(1_900_000_000_000_000)
+"""Versions of memberships, each newer than what is shown."""
 
 
 async def dirty_records(guard: Guard) -> dict[Key, Record]:
@@ -58,18 +59,24 @@ class GuardSuite:
             return Append(maker.id(), maker.id(), maker.id(), "hi")
         if self.domain == "users":
             return CreateUser(maker.id(), maker.id().hex, maker.id().hex)
+        if self.domain == "listings":
+            return Show(maker.id(), maker.id(), 1)
         return CreateConversation(maker.id(), "new", "group", ((maker.id(), "owner"), (maker.id(), "member")))
 
-    def _change(self, maker: Maker, entity: Entity, text: str = "changed") -> Any:
+    def _change(self, maker: Maker, entity: Any, text: str = "changed") -> Any:
         if self.domain == "messages":
-            return Edit(entity.conversation_id, entity.id, text)  # type: ignore[union-attr]
+            return Edit(entity.conversation_id, entity.id, text)
         if self.domain == "users":
             return UpdateUser(entity.id, (("display_name", text), ("username", maker.id().hex)))
+        if self.domain == "listings":
+            return Show(entity.user_id, entity.conversation_id, next(_LATER), role=text)
         return UpdateConversation(entity.id, (("title", text),))
 
-    def _removal(self, entity: Entity) -> Any:
+    def _removal(self, entity: Any) -> Any:
         if self.domain == "messages":
-            return Delete(entity.conversation_id, entity.id)  # type: ignore[union-attr]
+            return Delete(entity.conversation_id, entity.id)
+        if self.domain == "listings":
+            return Show(entity.user_id, entity.conversation_id, next(_LATER), ended=True)
         return DeleteUser(entity.id) if self.domain == "users" else DeleteConversation(entity.id)
 
     # journal
@@ -104,6 +111,8 @@ class GuardSuite:
         assert await dirty_records(guard) == {}
 
     def _removal_of_absent(self, maker: Maker) -> Any:
+        if self.domain == "listings":
+            return Touch(maker.id(), maker.id(), maker.id())
         return self._removal(DOMAINS[self.domain].to_entity(maker.main(self.domain)))
 
     async def test_install_under_writers_misses_no_write_that_began_later(self, fixture: StoreFixture) -> None:
@@ -268,7 +277,7 @@ class GuardSuite:
         await guard.apply([record])
         entity = DOMAINS[self.domain].to_entity(record)
         done = await store.execute(self._removal(entity), fixture.deadline())
-        assert done.entity.version >= record.version + 2 + FINAL_LEAD
+        assert done.entity.version >= record.version + 2 + DOMAINS[self.domain].kinds[0].lead
 
     # fence
     async def test_fence_refuses_every_write_and_leaves_nothing_of_it(self, fixture: StoreFixture) -> None:
@@ -288,8 +297,10 @@ class GuardSuite:
         assert await guard.journal.backlog() == 0
         assert await store.get(*self._get_key(done.entity), fixture.deadline()) == done.entity, "reads are not held"
 
-    def _get_key(self, entity: Entity) -> tuple[Any, ...]:
-        return (entity.conversation_id, entity.id) if self.domain == "messages" else (entity.id,)  # type: ignore[union-attr]
+    def _get_key(self, entity: Any) -> tuple[Any, ...]:
+        if self.domain == "messages":
+            return (entity.conversation_id, entity.id)
+        return (entity.user_id, entity.conversation_id) if self.domain == "listings" else (entity.id,)
 
     async def test_fence_lapses_by_itself(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)

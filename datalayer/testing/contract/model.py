@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import conversations, messages, users
+from datalayer.domains import conversations, listings, messages, users
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import DatalayerError
@@ -29,7 +29,14 @@ _STAMPED: Final = (
     conversations.DeleteConversation,
 )
 """Mutations whose entity says when they were."""
-_LIFTED: Final = (messages.Delete, conversations.RemoveMember, conversations.SetRole, conversations.MarkRead)
+_LIFTED: Final = (
+    messages.Delete,
+    conversations.RemoveMember,
+    conversations.SetRole,
+    conversations.MarkRead,
+    listings.Show,
+    listings.Touch,
+)
 """Mutations whose entity has a version only."""
 
 

@@ -200,7 +200,7 @@ class PortSuite:
         store, maker = await fixture.place(self.domain), Maker(fixture)
         record = maker.main(self.domain)
         left, right = maker.id().bytes, maker.id().bytes
-        keys = [left + right, right + left, left + left] if self.domain == "messages" else [left, right]
+        keys = [left + right, right + left, left + left] if len(record.key) > len(left) else [left, right]
         records = [record._replace(key=key, version=record.version + at) for at, key in enumerate(keys)]
         await store.apply(records)
         expected = by_key(records)

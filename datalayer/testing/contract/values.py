@@ -7,6 +7,7 @@ from uuid import UUID
 
 from datalayer.domains import users
 from datalayer.domains.conversations import ROLES, member_key
+from datalayer.domains.listings import listed_key
 from datalayer.domains.messages import message_key
 from datalayer.domains.record import Record
 from datalayer.domains.registry import DOMAINS
@@ -148,6 +149,25 @@ class Maker:
         read = None if read_up_to is None else read_up_to.bytes
         return Record("member", key, at, deleted, (role, at, read, listed))
 
+    def listed(
+        self,
+        user: UUID | None = None,
+        conversation: UUID | None = None,
+        *,
+        version: int | None = None,
+        role: str = "member",
+        read_up_to: UUID | None = None,
+        newest: UUID | None = None,
+        last_activity: int = 0,
+        shown: int = 1,
+        deleted: bool = False,
+    ) -> Record:
+        """The record of an entry of a user's list."""
+        key = listed_key(self.id() if user is None else user, self.id() if conversation is None else conversation)
+        at = self.now_us if version is None else version
+        ids = [None if one is None else one.bytes for one in (read_up_to, newest)]
+        return Record("listed", key, at, deleted, (role, at, *ids, last_activity, shown))
+
     def of(self, domain: str, kind: str | None = None) -> Record:
         """A record of a domain with new keys; any kind of it unless one is given."""
         chosen = self.random.choice(DOMAINS[domain].kinds).name if kind is None else kind
@@ -157,6 +177,7 @@ class Maker:
             "claim": self.claim,
             "conversation": self.conversation,
             "member": self.member,
+            "listed": self.listed,
         }
         return make[chosen]()
 
@@ -168,6 +189,8 @@ class Maker:
         """A record of a domain with this text in it."""
         if domain == "messages":
             return self.message(body=text)
+        if domain == "listings":
+            return self.listed(role=text)
         return self.user(display_name=text) if domain == "users" else self.conversation(title=text)
 
     def late(self, domain: str) -> Record:
@@ -176,6 +199,8 @@ class Maker:
         if domain == "messages":
             return self.message(self.id(self._late_us), self.id(self._late_us))
         own = self.id(self._late_us)
+        if domain == "listings":
+            return self.listed(own)
         return self.user(own) if domain == "users" else self.conversation(own)
 
     def many(self, domain: str, number: int) -> list[Record]:
@@ -195,6 +220,8 @@ class Maker:
             return self._hostile_users()
         if domain == "conversations":
             return self._hostile_conversations()
+        if domain == "listings":
+            return self._hostile_listings()
         made = {f"body {name}": self.message(body=text) for name, text in TEXTS.items()}
         made |= {f"attributes {name}": self.message(attributes=text) for name, text in JSON_TEXTS.items()}
         made |= {f"kind {name}": self.message(kind=text) for name, text in TEXTS.items() if text}
@@ -232,6 +259,16 @@ class Maker:
         made["a member who has left"] = self.member(deleted=True)
         return made
 
+    def _hostile_listings(self) -> dict[str, Record]:
+        made = {f"role {name}": self.listed(role=text) for name, text in TEXTS.items()}
+        made["read, nothing new"] = self.listed(read_up_to=self.id())
+        made["new, nothing read"] = self.listed(newest=self.id())
+        made["new and read"] = self.listed(newest=self.id(), read_up_to=UUID(int=0))
+        made["active at microsecond"] = self.listed(last_activity=1_700_000_000_123_457)
+        made["shown"] = self.listed(shown=(1 << 53) + 1)
+        made["ended"] = self.listed(deleted=True)
+        return made
+
     def next_versions(self, record: Record, number: int) -> list[Record]:
         """Later versions of a record with different contents, the last one a tombstone."""
         made = []
@@ -250,6 +287,8 @@ class Maker:
             other = self.conversation(version=version, title=text, deleted=deleted)
         elif record.kind == "member":
             other = self.member(version=version, role=text, deleted=deleted)
+        elif record.kind == "listed":
+            other = self.listed(version=version, role=text, deleted=deleted)
         else:
             other = self.claim(version=version, deleted=deleted)
         return other._replace(key=record.key)
