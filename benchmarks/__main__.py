@@ -1,4 +1,4 @@
-"""python -m benchmarks [backfill|memory|repository|all] [--rows N] [--rounds N] [--json FILE]"""
+"""python -m benchmarks [backfill|memory|repository|shards|all] [--rows N] [--rounds N] [--json FILE]"""
 
 import argparse
 import asyncio
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import backfill, document, memory, plots, report, repository
+from benchmarks.shards.measure import Sizes
+from benchmarks.shards.measure import measure as measure_shards
 from benchmarks.stage import Ground, ground
 
 ROWS, ROUNDS = 200_000, 3
@@ -17,6 +19,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "backfill": lambda place, chosen, say: backfill.measure(place, chosen.rows, chosen.rounds, say),
     "memory": lambda place, chosen, say: memory.measure(place, memory_rows(chosen), say),
     "repository": lambda place, chosen, say: repository.measure(place, chosen.calls, chosen.rounds, say),
+    "shards": lambda place, chosen, say: measure_shards(place, sizes(chosen), say),
 }
 
 
@@ -24,6 +27,11 @@ def memory_rows(chosen: argparse.Namespace) -> list[int]:
     """The sizes asked for; by default the large one is left to ``memory`` alone, so that ``all`` ends in ten minutes."""
     given: list[int] | None = chosen.memory_rows
     return given or list(memory.ROWS[: 1 if chosen.what == "all" else None])
+
+
+def sizes(chosen: argparse.Namespace) -> Sizes:
+    """Those of the benchmark of shards."""
+    return Sizes(chosen.users, chosen.moved_users, tuple(chosen.move_groups), chosen.rounds, chosen.shard_calls)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calls", type=int, default=repository.CALLS, help="calls of a round (default %(default)s)")
     parser.add_argument(
         "--memory-rows", type=int, nargs="+", help=f"table sizes of memory (default {memory.ROWS}, in all the first)"
+    )
+    default = Sizes()
+    for name, what in (
+        ("users", "users that are read, written and served on shards"),
+        ("moved-users", "users that are moved between shards, of three rows each"),
+        ("shard-calls", "calls of one slice of reads on shards"),
+    ):
+        of = default.calls if name == "shard-calls" else getattr(default, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=int, default=of, help=f"{what} (default %(default)s)")
+    parser.add_argument(
+        "--move-groups",
+        type=int,
+        nargs="+",
+        default=default.move_groups,
+        help="in how many slot groups they are moved (default %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all results in one file, too")
     return parser

@@ -14,7 +14,7 @@ _STEADY: Any = {"svg.hashsalt": "datalayer", "svg.fonttype": "none"}
 
 def draw(documents: Sequence[Mapping[str, Any]], folder: Path = PLOTS) -> list[Path]:
     """One file for each document."""
-    drawers = {"backfill": _backfill, "memory": _memory, "repository": _repository}
+    drawers = {"backfill": _backfill, "memory": _memory, "repository": _repository, "shards": _shards}
     folder.mkdir(parents=True, exist_ok=True)
     return [drawers[one["benchmark"]](one, folder / f"{one['benchmark']}.svg") for one in documents]
 
@@ -55,6 +55,31 @@ def _repository(found: Mapping[str, Any], path: Path) -> Path:
         axis.set_xlabel("time of a call over that of the bare driver (line: the aim at rest)")
         axis.set_title(name, fontsize=10)
     return _save(figure, path)
+
+
+def _shards(found: Mapping[str, Any], path: Path) -> Path:
+    figure, axes = _figure(3 + len(found["moves"]), 7.0, 2.3)
+    _ratios(axes[0], found["gets"], "users.get through the shard layer: its time over that of")
+    axes[0].axvline(1.15, color="#b42318", linewidth=1)
+    axes[0].set_xscale("log")
+    _ratios(axes[1], found["writes"], "changes through the shard layer: their time over that of")
+    for axis, race in zip(axes[2:], found["moves"], strict=False):
+        told = race["contenders"]
+        colours = [OURS if name.startswith("datalayer") else PEER for name in told]
+        _bars(axis, list(told), [one["rows_per_s"] for one in told.values()], colours)
+        axis.set_title(f"{race['rows']:,} rows in {race['groups']} slot groups, rows a second", fontsize=10)
+    felt = found["traffic"]["situations"]
+    labels = [f"{call}, {one['situation']}" for call in ("get", "update") for one in felt]
+    figures = [one[call]["p99_ms"] for call in ("get", "update") for one in felt]
+    _bars(axes[-1], labels, figures, [PEER if label.endswith("idle") else OURS for label in labels])
+    axes[-1].set_title(f"p99 in ms at {found['traffic']['calls_per_s']:g} calls a second", fontsize=10)
+    return _save(figure, path)
+
+
+def _ratios(axis: Any, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    labels = [f"{one['call']}, {one['tasks']} task{'s'[: one['tasks'] > 1]}, {one['bare']}" for one in rows]
+    _bars(axis, labels, [one["ratio"] for one in rows], [OURS] * len(rows))
+    axis.set_title(title, fontsize=10)
 
 
 def _figure(rows: int, width: float, height: float) -> tuple[Any, Sequence[Any]]:

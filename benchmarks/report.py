@@ -10,7 +10,7 @@ def text(found: Mapping[str, Any]) -> str:
     """Every figure of one document, with the aims it has."""
     machine = found["machine"]
     head = f"{found['benchmark']}  {found['date']}  commit {found['commit']}  {machine['cpus']} cpus, load {machine['load_1min']}"
-    parts = {"backfill": _backfill, "memory": _memory, "repository": _repository}
+    parts = {"backfill": _backfill, "memory": _memory, "repository": _repository, "shards": _shards}
     return "\n".join([head, *parts[found["benchmark"]](found)])
 
 
@@ -79,3 +79,58 @@ def _repository(found: Mapping[str, Any]) -> list[str]:
             rows.append((one["call"], str(one["tasks"]), one["phase"], one["bare"], *figures))
         lines += ["", *table(rows)]
     return lines
+
+
+def _shards(found: Mapping[str, Any]) -> list[str]:
+    lines = ["", f"{found['users']:,} users on {found['shards']} shards in {found['groups']} slot groups"]
+    rows: list[Columns] = [("slot look-up", "us", "aim")]
+    rows += [(f"of {one['groups']} groups", spread(one["us"]), verdict(one)) for one in found["look_ups"]]
+    lines += table(rows)
+    rows = [("through the shard layer", "tasks", "us a call", "beside", "us a call", "ratio", "CPU ratio", "aim")]
+    for one in (*found["gets"], *found["writes"]):
+        theirs = (one["bare"], spread(one["bare_us_a_call"]), spread(one["ratio"]), spread(one["cpu_ratio"]))
+        rows.append((one["call"], str(one["tasks"]), spread(one["us_a_call"]), *theirs, verdict(one)))
+    lines += ["", *table(rows)]
+    for race in found["moves"]:
+        lines += ["", *_moves(race)]
+    return [*lines, "", *_traffic(found["traffic"])]
+
+
+def _moves(race: Mapping[str, Any]) -> list[str]:
+    head = f"{race['rows']:,} rows moved in {race['groups']} slot groups, rows/s"
+    rows: list[Columns] = [(head, "whole process", "copying alone", "client CPU us/row", "holds ms")]
+    for name, one in race["contenders"].items():
+        copying = spread(one["copying_rows_per_s"]) if "copying_rows_per_s" in one else "-"
+        cpu = number(one["client_cpu_us_per_row"])
+        rows.append((name, spread(one["rows_per_s"]), copying, cpu, _holds(one)))
+    lines = table(rows)
+    if not race["pgcopydb"]:
+        lines.append("pgcopydb is not to be had here")
+    ratios: list[Columns] = [("ratio of", "whole process")]
+    ratios += [(f"{one['ours']} / {one['peer']}", spread(one["ratio"])) for one in race["ratios"]]
+    return [*lines, *table(ratios)]
+
+
+def _traffic(found: Mapping[str, Any]) -> list[str]:
+    head = f"{found['calls_per_s']:g} calls/s, {found['groups']} slot groups"
+    calls = ("get", "update")
+    rows: list[Columns] = [
+        (head, *(f"{call} {what}" for call in calls for what in ("p50 ms", "p99 ms", "worst ms")), "holds ms", "took s")
+    ]
+    for one in found["situations"]:
+        felt = (
+            text
+            for call in calls
+            for text in (spread(one[call]["p50_ms"]), spread(one[call]["p99_ms"]), number(one[call]["worst_ms"]))
+        )
+        took = spread(one["rebalance_s"]) if "rebalance_s" in one else "-"
+        rows.append((one["situation"], *felt, _holds(one), took))
+    held = found["holds_ms"]
+    return [*table(rows), f"holds: {_holds(found)}; longest {verdict(held)}"]
+
+
+def _holds(one: Mapping[str, Any]) -> str:
+    if "holds_ms" not in one:
+        return "-"
+    held = one["holds_ms"]
+    return f"{held['count']}: median {number(held['median'])}, longest {number(held['maximum'])}"

@@ -1,19 +1,18 @@
 """What a call of the repository costs beside the same statements through the bare driver, at rest and in a migration."""
 
-import asyncio
 import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from benchmarks.figures import Aim, Figure, ratio
+from benchmarks.figures import Aim
 from benchmarks.peers.bare import LIMIT, Bare
 from benchmarks.peers.bare_cassandra import BareCassandra
 from benchmarks.peers.bare_postgres import BarePostgres
 from benchmarks.peers.bare_sqlite import BareSqlite
+from benchmarks.slices import Call, beside, interleaved
 from benchmarks.stage import PEER_ATTEMPT, Ground, create_schemas, opened, settings_of
 from datalayer.clock import SystemClock
 from datalayer.domains.record import Record
@@ -34,8 +33,6 @@ TASKS = (1, 8)
 AT_REST = Aim(1.15, at_least=False)
 SENDER = UUID(int=7, version=4)
 Say = Callable[[str], None]
-Call = Callable[[int], Awaitable[object]]
-"""One call; the number picks the conversation and message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,27 +182,6 @@ def bare_calls_of(bare: Bare, rows: Rows) -> dict[str, Call]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Some calls, timed: microseconds a call, of the clock and of this process's CPU."""
-
-    us: float
-    cpu_us: float
-
-
-async def timed(call: Call, calls: int, tasks: int) -> Slice:
-    """``calls`` calls by so many tasks at once."""
-
-    async def one(first: int) -> None:
-        for number in range(first, calls, tasks):
-            await call(number)
-
-    cpu, began = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(one(first) for first in range(tasks)))
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return Slice(1e6 * seconds / calls, 1e6 * cpu / calls)
-
-
 async def _phase(
     setting: Setting, layer: DataLayer, rows: Rows, phase: str, *, calls: int, slices: int
 ) -> list[dict[str, Any]]:
@@ -216,37 +192,14 @@ async def _phase(
     for name, call in ours.items():
         for tasks in TASKS:
             sides: list[Call] = [call, *(bare[name] for bare in bares.values())]
-            found = await _interleaved(sides, calls, tasks, slices)
+            found = await interleaved(sides, calls, tasks, slices)
             for bare_name, theirs in zip(bares, found[1:], strict=True):
                 told.append(
-                    _entry(found[0], theirs) | {"call": name, "tasks": tasks, "phase": phase, "bare": bare_name}
+                    beside(found[0], theirs) | {"call": name, "tasks": tasks, "phase": phase, "bare": bare_name}
                 )
                 if phase == "rest":
                     told[-1] |= {"aim": str(AT_REST), "met": AT_REST.met(told[-1]["ratio"]["median"])}
     return told
-
-
-async def _interleaved(sides: Sequence[Call], calls: int, tasks: int, slices: int) -> list[list[Slice]]:
-    """Slices of every side in turn, each time beginning with another one; the first pass warms up and is left out."""
-    found: list[list[Slice]] = [[] for _ in sides]
-    for number in range(slices + 1):
-        for turn in range(len(sides)):
-            at = (number + turn) % len(sides)
-            measured = await timed(sides[at], calls, tasks)
-            if number:
-                found[at].append(measured)
-    return found
-
-
-def _entry(ours: Sequence[Slice], theirs: Sequence[Slice]) -> dict[str, Any]:
-    return {
-        "us_a_call": Figure.of([one.us for one in ours]).document(),
-        "bare_us_a_call": Figure.of([one.us for one in theirs]).document(),
-        "cpu_us_a_call": Figure.of([one.cpu_us for one in ours]).document(),
-        "bare_cpu_us_a_call": Figure.of([one.cpu_us for one in theirs]).document(),
-        "ratio": ratio([one.us for one in ours], [one.us for one in theirs]).document(),
-        "cpu_ratio": ratio([one.cpu_us for one in ours], [one.cpu_us for one in theirs]).document(),
-    }
 
 
 async def _same_answers(ours: dict[str, Call], bares: dict[str, dict[str, Call]]) -> None:

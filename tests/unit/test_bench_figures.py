@@ -11,7 +11,11 @@ from benchmarks import document, plots, report
 from benchmarks.backfill import COPY_PIPE, DRIVER, OURS_CASSANDRA, OURS_POSTGRES, Done, Race
 from benchmarks.dataset import Dataset
 from benchmarks.figures import Aim, Figure, ratio, rounded
-from benchmarks.repository import Slice, _entry
+from benchmarks.shards import moves, reads, traffic
+from benchmarks.shards.measure import Sizes
+from benchmarks.shards.place import people, records, slot
+from benchmarks.slices import Slice, beside
+from datalayer.ids import slot_of
 
 DRIVERS = {"psycopg", "psycopg_pool", "cassandra", "sqlite3"}
 DATA = Dataset("generated", 1000, 80, 0.8, Path("a.csv"), Path("b.csv"))
@@ -30,7 +34,7 @@ def race() -> Race:
 def documents() -> list[dict[str, Any]]:
     slices = [Slice(100.0, 50.0), Slice(110.0, 50.0)]
     bare = [Slice(100.0, 50.0), Slice(100.0, 50.0)]
-    row = _entry(slices, bare) | {
+    row = beside(slices, bare) | {
         "call": "get",
         "tasks": 8,
         "phase": "rest",
@@ -43,8 +47,33 @@ def documents() -> list[dict[str, Any]]:
         "backfill": {"datasets": {"generated": race().document()}},
         "memory": {"runs": [run | {"aim": "<= 64", "met": True}]},
         "repository": {"stores": {"Postgres": [row]}},
+        "shards": shards(slices, bare),
     }
     return [document.document(name, body, document.machine()) for name, body in bodies.items()]
+
+
+def shards(ours: list[Slice], bare: list[Slice]) -> dict[str, Any]:
+    done = {
+        moves.OURS: [moves.Done(2.0, 0.1, 1.0, (10.0, 30.0, 20.0))] * 2,
+        moves.OURS_PARALLEL: [moves.Done(1.0, 0.1, None, (10.0,))] * 2,
+        moves.DUMP: [moves.Done(1.0, 0.1)] * 2,
+        moves.DUMP_SCHEMA: [moves.Done(1.0, 0.1)] * 2,
+    }
+    felt = traffic.Felt()
+    for number in range(200):
+        felt.ms["get"].append(number)
+        felt.ms["update"].append(2.0)
+    situations = [traffic.Situation("idle", [felt]), traffic.Situation("rebalance", [felt], [10.0, 251.0], [5.0])]
+    return {
+        "users": 5,
+        "shards": 4,
+        "groups": 64,
+        "look_ups": reads.look_ups((64,), 2),
+        "gets": reads.compared([ours, bare, bare, bare], (reads.BARE, reads.ORM, reads.PLAIN), 8),
+        "writes": reads.compared([ours, bare], ("other",), 1),
+        "moves": [moves.told(1000, 4, done)],
+        "traffic": traffic.document(situations, 200, 16),
+    }
 
 
 def test_median_and_spread() -> None:
@@ -87,21 +116,68 @@ def test_race_compares_whole_processes_and_says_whether_the_aim_was_met() -> Non
     assert "copying_alone" not in by_peer[COPY_PIPE]
 
 
+def test_moves_are_compared_round_by_round_and_copying_alone_only_where_groups_follow_each_other() -> None:
+    told = shards([Slice(1.0, 1.0)], [Slice(1.0, 1.0)])["moves"][0]
+    assert {one["peer"]: one["ratio"]["median"] for one in told["ratios"] if one["ours"] == moves.OURS} == {
+        moves.DUMP: 0.5,
+        moves.DUMP_SCHEMA: 0.5,
+    }
+    ours = told["contenders"][moves.OURS]
+    assert (ours["rows_per_s"]["median"], ours["copying_rows_per_s"]["median"]) == (500.0, 1000)
+    assert ours["holds_ms"] == {"count": 6, "median": 20.0, "maximum": 30.0}
+    assert "copying_rows_per_s" not in told["contenders"][moves.OURS_PARALLEL]
+    assert told["pgcopydb"] is False
+
+
+def test_the_bare_driver_alone_has_an_aim() -> None:
+    slow, fast = [Slice(116.0, 50.0)], [Slice(100.0, 50.0)]
+    found = reads.compared([slow, fast, fast], (reads.BARE, reads.ORM), 1)
+    assert [one.get("met") for one in found] == [False, None]
+    assert reads.compared([fast, fast], (reads.BARE,), 1)[0]["met"] is True
+
+
+def test_one_long_hold_misses_the_aim() -> None:
+    told = shards([Slice(1.0, 1.0)], [Slice(1.0, 1.0)])["traffic"]
+    assert (told["holds_ms"]["met"], told["holds_ms"]["count"], told["holds_ms"]["maximum"]) == (False, 2, 251.0)
+    idle = told["situations"][0]
+    assert "holds_ms" not in idle
+    assert 197 <= idle["get"]["p99_ms"]["median"] <= 199
+    assert idle["get"]["worst_ms"] == 199
+
+
+def test_peers_find_the_shard_that_the_library_finds() -> None:
+    made = records(people(50))
+    assert [slot(one.key[:16]) for one in made] == [slot_of(one.key[:16]) for one in made]
+    assert len(made) == 150
+    assert people(5, before_us=10**15) == people(5, before_us=10**15)
+
+
+def test_many_groups_are_moved_in_fewer_rounds() -> None:
+    assert [Sizes(rounds=3).move_rounds(groups) for groups in (4, 64)] == [3, 2]
+
+
 def test_documents_say_where_when_and_from_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "RESULTS", tmp_path)
     made = documents()
     paths = document.write(made, tmp_path / "all.json")
-    assert [path.name for path in paths] == ["backfill.json", "memory.json", "repository.json", "all.json"]
+    assert [path.name for path in paths] == [
+        "backfill.json",
+        "memory.json",
+        "repository.json",
+        "shards.json",
+        "all.json",
+    ]
     for one in made:
         assert {"benchmark", "format", "date", "commit", "command", "machine"} <= one.keys()
         assert json.loads((tmp_path / f"{one['benchmark']}.json").read_text()) == one
-    assert json.loads((tmp_path / "all.json").read_text()).keys() == {"backfill", "memory", "repository"}
+    assert json.loads((tmp_path / "all.json").read_text()).keys() == {"backfill", "memory", "repository", "shards"}
 
 
 def test_every_document_can_be_read_and_drawn(tmp_path: Path) -> None:
     made = documents()
     texts = [report.text(one) for one in made]
     assert "MISSED" in texts[0]
+    assert "pgcopydb is not to be had here" in texts[3]
     assert all(str(one["commit"]) in text for one, text in zip(made, texts, strict=True))
     for path in plots.draw(made, tmp_path):
         assert path.read_text().startswith("<?xml")
@@ -113,6 +189,7 @@ def test_only_peers_import_a_driver() -> None:
     assert importing == {
         "peers/bare_postgres.py",
         "peers/bare_sqlite.py",
+        "peers/bare_users.py",
         "peers/driver.py",
     }
 
