@@ -41,7 +41,7 @@ def _parts(revision: str) -> tuple[int, Phase]:
     found = _REVISION.fullmatch(revision)
     if found is None:
         raise SchemaAhead(
-            f"the schema's revision {revision!r} is none of this library's",
+            f"the schema is at revision {revision!r}, which this version of datalayer does not know",
             hint="upgrade datalayer in this process, or look who else writes datalayer_schema",
         )
     return int(found[1]), "post" if found[2] == "post" else "pre"
