@@ -26,6 +26,7 @@ from datalayer.migrators.work import stores_last_writer
 from datalayer.routing.places import Places
 from datalayer.routing.route import Phase, Routing
 from datalayer.settings import Settings
+from datalayer.stores.sharded import ShardedBackend
 
 _ORDER = list(Until)
 _LASTING = {
@@ -171,6 +172,12 @@ async def _work(console: Console, request: Request, stop: Stop) -> dict[str, Any
 
 
 def _say_costs(watcher: Watcher, places: Places, migration: Migration) -> None:
+    from_shards = isinstance(places.backend(migration.source), ShardedBackend)
+    if from_shards and migration.domain == "users" and migration.phase in {Phase.TARGET, Phase.COMPLETE}:
+        watcher.note(
+            "names that changes over shards left behind half done count as taken here until `datalayer shards sweep`, "
+            "which judges what is older than a minute"
+        )
     if migration.phase == Phase.TARGET and stores_last_writer(places, migration.target):
         watcher.note(
             "from now on the control store is in the path of every write of this domain, until "

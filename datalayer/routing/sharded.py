@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.domains.record import ROUTING_BYTES
 from datalayer.domains.registry import DOMAINS
-from datalayer.domains.users import Swap
+from datalayer.domains.users import Swap, UpdateUser
 from datalayer.errors import CrossShardError, DatalayerError, Quarantine, SchemaBehind, StaleRoute, Unavailable
 from datalayer.ids import slot_of
 from datalayer.routing.claims import ClaimingWriter
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from datalayer.types import Conversation, Listed, Member, Message, User
 
 R = TypeVar("R")
+CLAIMED: Final = frozenset({"username", "email"})
 GROUPS_PER_RANGE_MARK: Final = "|"
 
 
@@ -246,6 +247,9 @@ class ShardedUsers(ShardedStore):
     async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
         if isinstance(mutation, Swap):
             return await self.router(mutation.record.key).execute(mutation, deadline)
+        if isinstance(mutation, UpdateUser) and not CLAIMED.intersection(name for name, _ in mutation.changes):
+            # No claim is touched: one transaction of the user's own group, which queues writers on the row's lock.
+            return await self.router(mutation.id.bytes).execute(mutation, deadline)
         return await self.claiming.execute(mutation, deadline)
 
     async def get(self, user_id: UUID, deadline: Deadline) -> User | None:
