@@ -169,11 +169,12 @@ class ReplicaReads:
         if not able:
             self._watch.ask()
             return None
-        found = [server for server in self._watch.servers if server.name in able and server.in_use < server.size]
+        servers = self._watch.servers
+        if len(servers) == 1:
+            return servers[0] if servers[0].in_use < servers[0].size else None
+        found = [server for server in servers if server.name in able and server.in_use < server.size]
         if not found:
             return None
-        if len(found) == 1:
-            return found[0]
 
         def price(server: ReplicaServer) -> float:
             return cost(server.in_use, standings.lag_s(server.name, now), level.max_lag_s, self._watch.jitter())

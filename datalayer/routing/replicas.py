@@ -19,8 +19,7 @@ Nothing here waits or asks; ``replicareads`` does.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections import deque
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -67,8 +66,8 @@ class Standings:
     system: int = 0
     timeline: int = 0
     primary_trouble: str = "not asked yet"
-    _asked: deque[float] = field(default_factory=deque)
-    _lsns: deque[int] = field(default_factory=deque)
+    _asked: list[float] = field(default_factory=list)
+    _lsns: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Standings:
@@ -97,8 +96,7 @@ class Standings:
         self._asked.append(asked_at)
         self._lsns.append(end.lsn)
         if len(self._lsns) > SAMPLES_MAX:
-            self._asked.popleft()
-            self._lsns.popleft()
+            del self._asked[0], self._lsns[0]
         return True
 
     def primary_lost(self, why: str) -> None:
@@ -178,11 +176,12 @@ class Standings:
 
     def able(self, needed: int, max_lag_s: float, now: float) -> list[str]:
         """Those that may serve a read: sound, beyond the position, and not behind by more than the bound."""
-        return [
-            name
-            for name, known in self.replicas.items()
-            if known.replayed >= needed and self.lag_s(name, now) <= max_lag_s and not self.trouble(name)
-        ]
+        # Within the bound is who has replayed the first position that was asked for within it.
+        at = bisect_left(self._asked, now - max_lag_s)
+        if at == len(self._asked):
+            return []
+        needed = max(needed, self._lsns[at])
+        return [name for name, known in self.replicas.items() if known.replayed >= needed and not self.trouble(name)]
 
 
 def cost(in_use: int, lag_s: float, max_lag_s: float, chance: float) -> float:

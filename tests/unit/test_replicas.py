@@ -275,4 +275,7 @@ def _random_world(draws: random.Random) -> int:
             for name in able(known, Demand(3, last_write), max_lag_s=60.0, now=now):
                 assert shows[name] >= written, "a stale own read"
                 served += 1
+            bound_s = draws.random() * 3
+            fresh = {name for name in known.replicas if known.lag_s(name, now) <= bound_s and not known.trouble(name)}
+            assert fresh == set(known.able(0, bound_s, now)), "able and the lag that is shown are of one mind"
     return served
