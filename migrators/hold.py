@@ -57,13 +57,15 @@ async def fence(work: Work) -> str:
     """Refuse writes of everybody until max_hold has passed; no write is running when this returns."""
     if await _sealed(work):
         return "the fence is permanent already"
-    work.migration = await work.control.update_migration(work.token, work.migration.id, flips=work.migration.flips + 1)
     authority, _ = work.places.sides(work.routing)
     async with work.replay_lock:
         work.flipping = True  # no round of the background replay is under way when the hold begins, and none will be
     lapse_s = work.options.max_hold_ms / 1000
     refused: Unavailable | None = None
     for attempt in range(FENCE_TRIES):
+        # A number for each try: of several tables, those fenced by the one before may be open again by now.
+        flips = work.migration.flips + 1
+        work.migration = await work.control.update_migration(work.token, work.migration.id, flips=flips)
         try:
             await authority.fence(work.token, work.migration.flips, lapse_s, LOCK_TIMEOUT_S)
         except Unavailable as error:

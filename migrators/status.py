@@ -39,6 +39,7 @@ async def status(places: Places, migration: Migration) -> dict[str, Any]:
     """Everything known of a migration as plain values."""
     control = places.control
     _, routings = await control.routings()
+    places.learn(routings)
     routing = routings[migration.domain]
     chunks = await control.chunks(f"{migration.id}/backfill")
     verdict = await control.document(migration.id, VERDICT)
@@ -84,6 +85,7 @@ async def why(places: Places, migration: Migration) -> list[dict[str, str]]:
     """Each reason for which the migration does not go on: {"reason", "detail", "way_out"}."""
     control = places.control
     _, routings = await control.routings()
+    places.learn(routings)
     routing = routings[migration.domain]
     reasons: list[dict[str, str]] = []
 

@@ -1,8 +1,10 @@
 """Journal and fence of a whole domain that lies in slot groups: one guard for each group's tables, used together.
 
 It is fenced when all of them are, and open when any of them is. A seal that fails half way - one group's fence had
-lapsed - must not leave others sealed for ever: whoever looks at the state afterwards opens them again, since a flip
-with an open group can no longer be finished.
+lapsed - must not leave others sealed for ever: whoever looks at the state afterwards opens them again. He looks at one
+group after the other while a coordinator may be at work, so "this one is open, that one sealed" proves nothing: the
+first may have been seen before the fence. Only a fence that was over when it was seen, of the seal's flip or a later
+one, does: each try to fence has a flip number of its own, so that flip can never be finished.
 """
 
 from __future__ import annotations
@@ -80,19 +82,19 @@ class ShardedGuard:
 
         states = await each(groups, look)
         fences = {state.fence for state in states}
-        flip = max((state.flip for state in states), default=0)
-        if fences == {"open", "sealed"} and flip > 0:
-            stuck = [group for group, state in zip(groups, states, strict=True) if state.fence == "sealed"]
+        over = max((state.flip for state in states if state.fence == "open"), default=0)
+        stuck = {g: s.flip for g, s in zip(groups, states, strict=True) if s.fence == "sealed" and s.flip <= over}
 
-            async def act(group: Group) -> None:
-                await (await self.of(group)).open(flip)
+        async def act(group: Group) -> None:
+            await (await self.of(group)).open(stuck[group])
 
+        if over > 0:
             await each(stuck, act)
         fence = "open" if "open" in fences else "lapsing" if "lapsing" in fences else "sealed"
         return GuardState(
             installed=all(state.installed for state in states),
             fence=fence,  # type: ignore[arg-type]
-            flip=flip,
+            flip=max((state.flip for state in states), default=0),
             tampered=any(state.tampered for state in states),
         )
 
