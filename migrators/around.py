@@ -51,10 +51,15 @@ class Around:
 
 async def join_domain(work: Work) -> str:
     """The domain's journal is on at the other side before anything can be written there."""
-    if work.around is None or work.routing.mirror is None:
+    mirror = work.routing.mirror
+    if work.around is None or mirror is None:
         return "not needed"
-    await work.around.guard(work, work.routing.mirror).install(work.around.token, sealed=False)
-    return f"the journal of {work.around.migration.id} is on at {work.routing.mirror.backend}"
+    for migration in await work.control.migrations(work.migration.domain):
+        # A cancelled move leaves behind what it cannot reach; this guard does not carry that attempt's number.
+        if "cancelled" in migration.milestones and migration.target.backend == mirror.backend:
+            await leave_domain(work, migration.target)
+    await work.around.guard(work, mirror).install(work.around.token, sealed=False)
+    return f"the journal of {work.around.migration.id} is on at {mirror.backend}"
 
 
 async def leave_domain(work: Work, place: Place) -> None:

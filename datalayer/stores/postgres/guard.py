@@ -98,7 +98,11 @@ class PostgresGuard:
             await tx.run("SELECT pg_advisory_xact_lock(hashtextextended('datalayer_guard', 0))")
             await tx.run(CREATE_FENCE_TABLE)
             row = await self._row(tx, token)
-            if row is not None:
+            if row is not None and row.ended and row.place != self._store.attempt:
+                # A slot group was here before and has come back, to other tables: its domain's guard comes with it.
+                await self._drop_tables(tx)
+                await tx.run(f"DELETE FROM {FENCE_TABLE} WHERE domain = %s AND attempt = %s", self._key)  # noqa: S608
+            elif row is not None:
                 self._check_sound(row, await self._fingerprint(tx))
                 return
             await self._check_tables(tx)
@@ -164,7 +168,7 @@ class PostgresGuard:
 
     async def _end(self, tx: PostgresTransaction, token: Token, *, keep_fence: bool) -> None:
         row = await self._row(tx, token)
-        if row is None or (row.ended and (keep_fence or row.fence == "open")):
+        if row is None or row.place != self._store.attempt or (row.ended and (keep_fence or row.fence == "open")):
             return
         # before the tables' locks, in the order in which an apply has them
         await tx.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (self._apply_lock,))
@@ -181,9 +185,13 @@ class PostgresGuard:
         )
 
     async def _drop_journal(self, tx: PostgresTransaction, token: Token) -> None:
-        if await self._row(tx, token) is not None:
-            await tx.run("SET LOCAL lock_timeout = 200")
-            await tx.run(f"DROP TABLE IF EXISTS {', '.join(self._journal_tables)}")
+        row = await self._row(tx, token)
+        if row is not None and row.place == self._store.attempt:
+            await self._drop_tables(tx)
+
+    async def _drop_tables(self, tx: PostgresTransaction) -> None:
+        await tx.run("SET LOCAL lock_timeout = 200")
+        await tx.run(f"DROP TABLE IF EXISTS {', '.join(self._journal_tables)}")
 
     # --- what any process may do -----------------------------------------------------------------------------------
 

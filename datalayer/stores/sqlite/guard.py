@@ -170,6 +170,9 @@ class SqliteGuard:
     async def remove(self, token: Token, *, keep_fence: bool) -> None:
         def work(connection: sqlite3.Connection) -> None:
             self._hold(connection, token)
+            state = self._row(connection)
+            if state is not None and state["place"] != self._place.attempt:
+                return
             self._drop_triggers(connection, keep_fence=keep_fence)
             for table in self._tables.all:
                 connection.execute(drop_table("sqlite", table))
