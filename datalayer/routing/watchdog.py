@@ -113,7 +113,6 @@ class Watchdog:
             try:
                 news = await self._next_news(poll)
                 if news != self._news or self._unreached:
-                    self._unreached = False
                     await self._take_routings()
                 if self._unacknowledged():
                     await self._renew()
@@ -157,13 +156,18 @@ class Watchdog:
     async def _adopt_newer(self) -> list[EagerApplier]:
         news, routings = await self._control.routings()
         self._places.learn(routings)
-        self._meet_groups(routings)
+        self._unreached = False
         retired = []
         metas: dict[str, Mapping[tuple[str, int], MetaRow]] = {}
+        silent: dict[tuple[str, str | None], str] = {}
         # Slot groups first: a domain's route is not to be served before its groups'.
-        for domain, router in sorted(self._routers.items(), key=lambda item: parse_group(item[0]) is None):
-            routing = routings.get(domain)
+        for domain in [*self._meet_groups(routings), *(name for name in self._routers if parse_group(name) is None)]:
+            router, routing = self._routers[domain], routings.get(domain)
             if routing is None or (router.serves and router.routing.epoch >= routing.epoch):
+                continue
+            stores = (routing.authority.backend, None if routing.mirror is None else routing.mirror.backend)
+            if stores in silent:
+                self._leave_out(router, silent[stores])
                 continue
             try:
                 await self._places.prepare(routing)
@@ -171,10 +175,9 @@ class Watchdog:
             except Unavailable as error:
                 if parse_group(domain) is None:
                     raise
-                # One shard that is down must not keep the others' data from being served.
-                if not router.serves:
-                    router.wait_for(error.message)
-                self._unreached = True
+                # One shard that is down must not keep the others' data from being served: it is asked once a look.
+                silent[stores] = error.message
+                self._leave_out(router, error.message)
                 continue
             except RoutingMismatch as error:
                 if parse_group(domain) is None or self._news < 0:
@@ -188,18 +191,24 @@ class Watchdog:
         self._news = news
         return retired
 
-    def _meet_groups(self, routings: Mapping[str, Routing]) -> None:
-        """Make a router for each slot group of a place that a domain's routing names."""
-        named = {
+    def _leave_out(self, router: Router, reason: str) -> None:
+        if not router.serves:
+            router.wait_for(reason)
+        self._unreached = True
+
+    def _meet_groups(self, routings: Mapping[str, Routing]) -> list[str]:
+        """The slot groups of all places in use, each with a router; the shards of others may be gone for good."""
+        used = {
             (domain, place.attempt)
             for domain, routing in routings.items()
-            for place in (routing.source, routing.target)
+            for place in (routing.authority, routing.mirror)
             if place is not None and parse_group(domain) is None
         }
-        for name in routings:
-            group = parse_group(name)
-            if group is not None and (group.domain, group.attempt) in named and name not in self._routers:
+        names = [name for name in routings if (group := parse_group(name)) and (group.domain, group.attempt) in used]
+        for name in names:
+            if name not in self._routers:
                 self._routers[name] = self._places.group_routers[name] = self._group_router(name)
+        return names
 
     async def _check_backend(self, routing: Routing, metas: dict[str, Mapping[tuple[str, int], MetaRow]]) -> None:
         """Refuse to serve from a store that says itself that it is retired, foreign, or ahead of the control store.

@@ -2,17 +2,34 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
+from datalayer.control.memory import MemoryControl
+from datalayer.layer import DataLayer, LayerOptions
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.options import MigrateOptions, Silent
 from datalayer.migrators.plan import Until
 from datalayer.migrators.status import status, why
-from datalayer.stores.memory.faults import Call, Injection
+from datalayer.stores.memory.faults import Call, Fault, Injection
+from datalayer.stores.sharded import ShardedBackend
 from datalayer.testing.simulation.checks import watch_authorities
-from datalayer.testing.simulation.sharded import SHARDS, ShardedWorld, judge_at_the_end, sharded_traffic
+from datalayer.testing.simulation.sharded import SHARDS, SINGLE, ShardedWorld, judge_at_the_end, sharded_traffic
+from datalayer.testing.simulation.world import Process
 
 OPTIONS = MigrateOptions(until=Until.TARGET, yes=True, max_hold_ms=300.0)
+
+
+class _ManyGroups(ShardedWorld):
+    """As many groups as a configuration that names no number has."""
+
+    def backends(self, machine: Any, wire: Any) -> dict[str, Any]:
+        found = super().backends(machine, wire)
+        return {**found, SHARDS: ShardedBackend(SHARDS, found[SHARDS].members, groups=64)}
+
+
+def _to(place: str) -> Callable[[Coordinator], Coroutine[Any, Any, Any]]:
+    return lambda coordinator: coordinator.migrate(place)
 
 
 class _At(Silent):
@@ -72,5 +89,84 @@ def test_status_and_why_know_the_slot_groups_of_the_domain_that_they_tell_of() -
         assert told["backlog"] == 0
         reasons = await why(world.places(machine, wire, world.clock), migration)
         assert [reason["reason"] for reason in reasons] == ["none"]
+
+    world.run(main())
+
+
+def _serves_all(process: Process) -> bool:
+    return all(router.serves for router in process.layer.places.group_routers.values())
+
+
+def test_groups_of_a_shard_that_was_down_are_served_though_the_control_store_failed_when_it_came_back() -> None:
+    world = ShardedWorld(7, begins=SHARDS, eager=False, assist=False)
+    shard = world.servers[f"{SHARDS}/s1"]
+
+    async def main() -> None:
+        await world.start()
+        shard.up = False
+        late = await world.start()
+        assert not _serves_all(late)
+
+        def fail_once(call: Call) -> Injection | None:
+            if call.name != "control.routings":
+                return None
+            late.wire.plan = None
+            shard.up = True
+            return Injection(Fault.ERROR)
+
+        late.wire.plan = fail_once
+        await world.elapse(10.0)
+        assert _serves_all(late)
+
+    world.run(main())
+
+
+def test_a_shard_that_hangs_is_waited_for_once_a_look_and_not_once_for_each_of_its_groups() -> None:
+    world = _ManyGroups(8, begins=SHARDS, eager=False, assist=False)
+    wait_s = 5.0
+
+    async def main() -> None:
+        await world.start()
+        machine, wire = world.machine("late")
+        wire.plan = lambda call: Injection(Fault.HANG) if call.server == f"{SHARDS}/s1" else None
+        control = MemoryControl(world.control, client=machine.name, inject=wire)
+        layer = DataLayer(
+            world.settings,
+            control,
+            world.backends(machine, wire),
+            clock=world.clock,
+            options=LayerOptions(assist=False),
+            seed=1,
+        )
+        began = world.clock.monotonic()
+        await world.loop.spawn(machine, layer.start())
+        assert (
+            world.clock.monotonic() - began < 2.5 * wait_s
+        )  # its first group, and the domain's own look at all shards
+        served = [router.serves for router in layer.places.group_routers.values()]
+        assert 0 < sum(served) < len(served)
+        await world.loop.spawn(machine, layer.close())
+
+    world.run(main())
+
+
+def test_a_process_needs_no_shard_whose_users_have_gone_home() -> None:
+    world = ShardedWorld(9, eager=False, assist=False)
+    home = replace(OPTIONS, until=Until.COMPLETE)
+
+    async def main() -> None:
+        first = await world.start()
+        ann = await first.layer.users.create(username="ann")
+        for options, to in ((home, SHARDS), (home, SINGLE)):
+            command = world.command("go", options, _to(to))
+            await asyncio.wait([command.task])
+            assert command.task.exception() is None
+        machine, wire = world.machine("new")
+        backends = {n: b for n, b in world.backends(machine, wire).items() if n.partition("/")[0] != SHARDS}
+        control = MemoryControl(world.control, client=machine.name, inject=wire)
+        layer = DataLayer(world.settings, control, backends, clock=world.clock, options=LayerOptions(), seed=1)
+        await world.loop.spawn(machine, layer.start())
+        assert (await layer.users.get(ann.id)) is not None
+        await world.loop.spawn(machine, layer.close())
 
     world.run(main())
