@@ -59,15 +59,14 @@ def _repository(found: Mapping[str, Any], path: Path) -> Path:
 
 def _shards(found: Mapping[str, Any], path: Path) -> Path:
     figure, axes = _figure(3 + len(found["moves"]), 7.0, 2.3)
-    _ratios(axes[0], found["gets"], "users.get through the shard layer: its time over that of")
+    _ratios(axes[0], found["gets"], "shard layer: time of a read over that of")
     axes[0].axvline(1.15, color="#b42318", linewidth=1)
-    axes[0].set_xscale("log")
-    _ratios(axes[1], found["writes"], "changes through the shard layer: their time over that of")
+    _ratios(axes[1], found["writes"], "shard layer: time of a change over that of")
     for axis, race in zip(axes[2:], found["moves"], strict=False):
         told = race["contenders"]
         colours = [OURS if name.startswith("datalayer") else PEER for name in told]
         _bars(axis, list(told), [one["rows_per_s"] for one in told.values()], colours)
-        axis.set_title(f"{race['rows']:,} rows in {race['groups']} slot groups, rows a second", fontsize=10)
+        axis.set_title(f"{race['rows']:,} rows in {race['groups']} slot groups, rows/s", fontsize=10)
     felt = found["traffic"]["situations"]
     labels = [f"{call}, {one['situation']}" for call in ("get", "update") for one in felt]
     figures = [one[call]["p99_ms"] for call in ("get", "update") for one in felt]

@@ -115,7 +115,13 @@ def _traffic(found: Mapping[str, Any]) -> list[str]:
     head = f"{found['calls_per_s']:g} calls/s, {found['groups']} slot groups"
     calls = ("get", "update")
     rows: list[Columns] = [
-        (head, *(f"{call} {what}" for call in calls for what in ("p50 ms", "p99 ms", "worst ms")), "holds ms", "took s")
+        (
+            head,
+            *(f"{call} {what}" for call in calls for what in ("p50 ms", "p99 ms", "worst ms")),
+            "errors",
+            "holds ms",
+            "took s",
+        )
     ]
     for one in found["situations"]:
         felt = (
@@ -124,7 +130,7 @@ def _traffic(found: Mapping[str, Any]) -> list[str]:
             for text in (spread(one[call]["p50_ms"]), spread(one[call]["p99_ms"]), number(one[call]["worst_ms"]))
         )
         took = spread(one["rebalance_s"]) if "rebalance_s" in one else "-"
-        rows.append((one["situation"], *felt, _holds(one), took))
+        rows.append((one["situation"], *felt, str(one["errors"]), _holds(one), took))
     held = found["holds_ms"]
     return [*table(rows), f"holds: {_holds(found)}; longest {verdict(held)}"]
 

@@ -106,7 +106,7 @@ async def tool(pair: Pair, work: Callable[[str, str, Any], Ended], *, made: bool
         landed = count_rows(target, pair.tables)
         assert landed == pair.rows, f"{landed} of {pair.rows} rows were copied"
     finally:
-        psql_run(pair.peer, f"DROP DATABASE {target.rpartition('/')[2]} WITH (FORCE)")
+        psql_run(pair.peer, f"DROP DATABASE {target.partition('?')[0].rpartition('/')[2]} WITH (FORCE)")
     return Done(ended.wall_s, ended.cpu_s)
 
 

@@ -18,6 +18,7 @@ from benchmarks.figures import Figure, rounded
 from benchmarks.processes import Ended, python, run
 from benchmarks.shards.moves import MAX_HOLD, finished, held, kept
 from benchmarks.shards.place import SHARDS, Sharded, ids_of
+from datalayer.errors import DatalayerError
 from datalayer.layer import DataLayer
 from datalayer.types import User
 
@@ -33,9 +34,10 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Felt:
-    """Times of calls in milliseconds, by call."""
+    """Times of calls in milliseconds, by call, and the calls that ended with an error (their deadline passed)."""
 
     ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    errors: int = 0
 
     def p99(self, call: str) -> float:
         return quantiles(self.ms[call], n=100)[98]
@@ -54,7 +56,7 @@ class Situation:
     seconds: list[float] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"situation": self.name}
+        told: dict[str, Any] = {"situation": self.name, "errors": sum(felt.errors for felt in self.rounds)}
         for call in ("get", "update"):
             told[call] = {
                 "calls": sum(len(felt.ms[call]) for felt in self.rounds),
@@ -109,10 +111,13 @@ async def felt_while(layer: DataLayer, ids: Sequence[UUID], rate: float, going: 
 
     async def call(number: int, due: float) -> None:
         ident = ids[number * STRIDE % len(ids)]
-        if number % 2:
-            await layer.users.update(ident, display_name=f"User {number}")
-        else:
-            await layer.users.get(ident)
+        try:
+            if number % 2:
+                await layer.users.update(ident, display_name=f"User {number}")
+            else:
+                await layer.users.get(ident)
+        except DatalayerError:
+            felt.errors += 1
         felt.ms["update" if number % 2 else "get"].append(1e3 * (time.perf_counter() - due))
 
     async with asyncio.TaskGroup() as calls:

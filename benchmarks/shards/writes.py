@@ -22,7 +22,7 @@ from datalayer.layer import DataLayer
 from datalayer.settings import Settings
 from datalayer.types import User
 
-NAIVE, PLAIN = "psycopg, three statements, no uniqueness over shards", "datalayer, one database, a transaction"
+NAIVE, PLAIN = "psycopg, three statements", "datalayer, one database"
 PSYCOPG_DEFAULT = 5
 PLAN = {"locale": "en", "plan": "free"}
 
