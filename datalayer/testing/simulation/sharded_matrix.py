@@ -26,6 +26,7 @@ from datalayer.testing.simulation.sharded import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from datalayer.migrators.options import Failpoints
     from datalayer.migrators.shards import Sharding
     from datalayer.routing.shards import Group
     from datalayer.testing.simulation.world import Command, Pair
@@ -53,6 +54,11 @@ class ShardedMatrix(Matrix):
         begins = SHARDS if self._steps[0].startswith("move") else SINGLE
         return ShardedWorld(1, pair.domain, begins=begins, eager=False, assist=assist)
 
+    @property
+    def failpoints(self) -> Failpoints:
+        """What the engine's named places reach."""
+        return self.numbered
+
     def _make_traffic(self) -> Any:
         assert isinstance(self.world, ShardedWorld), "made above"
         return sharded_traffic(self.world, pause_s=0.05)
@@ -79,12 +85,12 @@ class ShardedMatrix(Matrix):
             "purge": Coordinator.purge,
         }
         if step in acts:
-            command = self.world.command(step, options, acts[step], failpoints=self.numbered, patience_s=20.0)
+            command = self.world.command(step, options, acts[step], failpoints=self.failpoints, patience_s=20.0)
         else:
             parallel = 3 if step == "move three" else 1
             choose = _three if step == "move three" else _two
             purge = step == "move and purge"
-            command = self.world.move(choose, options, parallel=parallel, purge=purge, failpoints=self.numbered)
+            command = self.world.move(choose, options, parallel=parallel, purge=purge, failpoints=self.failpoints)
         self.numbered.attach(command)
         return command
 
