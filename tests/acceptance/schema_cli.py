@@ -1,4 +1,4 @@
-"""`datalayer` of the next version: it knows two revisions more, 0003_pre and 0004_post. Run as ``python -m``."""
+"""`datalayer` of the next version: it knows two revisions more, 0903_pre and 0904_post. Run as ``python -m``."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,8 @@ from tests.integration.schema_ground import NO_REGION, REGION
 
 if __name__ == "__main__":
     folder = Path(sys.argv.pop(1))
-    (folder / "r0003.py").write_text(REGION)
-    (folder / "r0004.py").write_text(NO_REGION)
-    history.THIS = History((*history.THIS.pre, "0003_pre"), ("0004_post",), history.THIS.needed)  # type: ignore[misc]
+    (folder / "r0903.py").write_text(REGION)
+    (folder / "r0904.py").write_text(NO_REGION)
+    history.THIS = History((*history.THIS.pre, "0903_pre"), ("0904_post",), history.THIS.needed)  # type: ignore[misc]
     datalayer.cli.schema.load_revisions = lambda: Revisions(folder)  # type: ignore[attr-defined]
     main()

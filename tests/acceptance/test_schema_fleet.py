@@ -42,21 +42,21 @@ class Deployment:
     refused: int = 0
     stopped: bool = False
 
-    def begin(self, *words: str) -> subprocess.Popen[str]:
-        """Start ``datalayer schema WORDS`` of the next version."""
+    def begin(self, *words: str, present: bool = False) -> subprocess.Popen[str]:
+        """Start ``datalayer schema WORDS`` of the next version, or of the present one."""
         versions = self.folder / "versions"
         versions.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "tests.acceptance.schema_cli", str(versions), "schema", *words]
-        command += ["--config", str(self.config), "--json"]
+        module = ["datalayer.cli"] if present else ["tests.acceptance.schema_cli", str(versions)]
+        command = [sys.executable, "-m", *module, "schema", *words, "--config", str(self.config), "--json"]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("DATALAYER_")}
         return subprocess.Popen(
             command, env=clean, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    async def run(self, *words: str, code: int) -> dict[str, dict[str, Any]]:
+    async def run(self, *words: str, code: int, present: bool = False) -> dict[str, dict[str, Any]]:
         """What each database ended with, by name; the command must end with this code."""
         began = time.monotonic()
-        process = self.begin(*words)
+        process = self.begin(*words, present=present)
         out, err = await asyncio.to_thread(process.communicate, timeout=WAIT_S)
         seconds = time.monotonic() - began
         assert "Traceback" not in err, err
@@ -118,6 +118,7 @@ def valid_indexes(url: str) -> int:
 async def test_an_upgrade_over_eight_databases_with_one_unreachable_is_finished_by_its_rerun(
     deployment: Deployment,
 ) -> None:
+    await _from_the_first_version(deployment)
     async with DataLayer.open(load_settings(deployment.config)) as layer:
         writers = [asyncio.create_task(deployment.write(layer, who)) for who in range(2)]
         try:
@@ -133,6 +134,16 @@ async def test_an_upgrade_over_eight_databases_with_one_unreachable_is_finished_
         ]
         assert lost == []
         print(f"{len(deployment.acknowledged)} users created meanwhile, {deployment.refused} refused, 0 lost")
+
+
+async def _from_the_first_version(deployment: Deployment) -> None:
+    """The shipped command alone: seven of eight shards and the main database go from 0001 to the newest revision."""
+    deployment.proxy.cut()
+    told = await deployment.run("upgrade", code=5, present=True)
+    assert {name for name, one in told.items() if one["state"] != "ready"} == {f"shards/{DOWN}"}
+    deployment.proxy.restore()
+    told = await deployment.run("upgrade", code=0, present=True)
+    assert {name for name, one in told.items() if one.get("done")} == {f"shards/{DOWN}"}
 
 
 async def _scenario(deployment: Deployment) -> None:
@@ -166,11 +177,12 @@ async def _scenario(deployment: Deployment) -> None:
     refused = deployment.refused
     told = await deployment.run("upgrade", "--phase", "post", code=0)
     assert deployment.refused == refused, "with every shard there, an upgrade refuses no write"
-    assert {one.get("revision") for one in told.values() if one["name"] != "(control)"} == {"0003_pre, 0004_post"}
+    assert {one.get("revision") for one in told.values() if one["name"] != "(control)"} == {"0903_pre, 0904_post"}
     assert [with_region(url) for url in urls.values()] == [set()] * 9
 
 
 async def test_an_upgrade_that_is_killed_with_sigkill_is_finished_by_its_rerun(deployment: Deployment) -> None:
+    await deployment.run("upgrade", code=0, present=True)
     url = deployment.urls["s3"]
     builds = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'CREATE INDEX CONC%'"
     async with program(url, isolation="REPEATABLE_READ") as reader:
@@ -186,5 +198,5 @@ async def test_an_upgrade_that_is_killed_with_sigkill_is_finished_by_its_rerun(d
         await reader.rollback()
     assert valid_indexes(url) == 0
     told = await deployment.run("upgrade", "--phase", "pre", code=0)
-    assert "0003_pre" in told["shards/s3"]["done"]
+    assert "0903_pre" in told["shards/s3"]["done"]
     assert all(valid_indexes(one) == len(tables(one)) for one in deployment.urls.values())
