@@ -1,4 +1,7 @@
-"""Every suite on slot groups over three real Postgres databases."""
+"""Every suite on slot groups over three real Postgres databases: users in `make test`, messages in `make deep`.
+
+A place is four groups of tables, and their statements are put together for each client: a test takes a second or two.
+"""
 
 import itertools
 import uuid
@@ -90,6 +93,7 @@ class _Postgres:
             yield fixture
 
 
+@pytest.mark.deep
 class TestMessagesPort(_Postgres, PortSuite):
     pass
 
@@ -98,6 +102,7 @@ class TestUsersPort(_Postgres, PortSuite):
     domain = "users"
 
 
+@pytest.mark.deep
 class TestMessageReads(_Postgres, MessageReadsSuite):
     pass
 
@@ -106,6 +111,7 @@ class TestUserReads(_Postgres, ShardedUserReadsSuite):
     pass
 
 
+@pytest.mark.deep
 class TestMessageExecute(_Postgres, MessageExecuteSuite):
     pass
 
@@ -114,6 +120,7 @@ class TestUserExecute(_Postgres, UserExecuteSuite):
     pass
 
 
+@pytest.mark.deep
 class TestMessageGuard(_Postgres, ShardedMessageGuardSuite):
     pass
 

@@ -1,5 +1,7 @@
 """What the programmes over slot groups found, each in the one run that shows it."""
 
+from functools import cache
+
 import pytest
 
 from datalayer.stores.memory.faults import Fault
@@ -11,9 +13,13 @@ from tests.simulation.takeover import send_home_half_moved, take_over
 USERS = Pair(domain="users")
 
 
-def _point(journey: str, action: str, call: str = "") -> Point:
-    points = number(USERS, journey, ShardedMatrix).points
-    return next(p for p in points if p.action == action and p.call.endswith(call))
+@cache
+def _points(journey: str) -> list[Point]:
+    return number(USERS, journey, ShardedMatrix).points
+
+
+def _point(journey: str, action: str) -> Point:
+    return next(point for point in _points(journey) if point.action == action)
 
 
 @pytest.mark.parametrize("action", ["await_fleet", "retire_source", "remove_reverse"])
