@@ -2,8 +2,9 @@
 
 Levels: ``primary`` reads at the authority; ``own_writes``, the default, misses no write of the same caller; ``replica``
 may miss what is younger than a bound. The same caller is: everything inside one ``reading_after`` block, tasks begun
-there included, and whatever the token came from; what follows the block in its task, too. Outside such blocks all
-calls of one DataLayer are one caller, for a task cannot know what the tasks that it waited for have written.
+there included, and whatever the token came from. What follows a block in its task, up to the next one, sees what was
+written in it, too. Outside of blocks all calls of one DataLayer are one caller, for a task cannot know what the tasks
+that it waited for have written.
 
 A write costs nothing here but a note of the time. Where the log stood is asked for when somebody wants to know: any
 position taken after the acknowledgement lies beyond the write.
@@ -78,6 +79,16 @@ class Caller:
         if self.outer is not None:
             self.outer.wrote(domain, at)
 
+    def end(self, earlier: Caller | None) -> None:
+        """The block has been left; what an earlier one of the same task wrote counts after this one, too."""
+        self.ended = True
+        for domain, at in ({} if earlier is None else earlier.marks()).items():
+            self.wrote(domain, at)
+
+    def marks(self) -> dict[str, float]:
+        """When the last write of each domain was answered."""
+        return dict(self._marks)
+
     def mark(self, domain: str) -> float:
         """When the last write was answered, the writes of those around it included."""
         own = self._marks.get(domain, NEVER)
@@ -124,14 +135,17 @@ class Callers:
 @contextmanager
 def reading_after(token: str | None) -> Iterator[None]:
     """See ``DataLayer.reading_after``."""
-    around = ambient_caller.get()
+    before = ambient_caller.get()
+    # Threads and tasks that take request after request begin a new caller with each.
+    around = None if before is None or before.ended else before
     caller = Caller(around, {} if token is None else decode_token(token))
     ambient_caller.set(caller)
     try:
         yield
     finally:
-        # Without a block around, what was written inside must still be seen by who goes on after it.
-        caller.ended = around is None
+        if around is None:
+            # What was written inside must still be seen by who goes on after it.
+            caller.end(before)
         ambient_caller.set(caller if around is None else around)
 
 

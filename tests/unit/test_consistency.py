@@ -107,6 +107,23 @@ async def test_a_write_after_a_block_counts_for_everybody_outside() -> None:
     assert mine.mark("users") > NEVER
 
 
+async def test_the_next_block_of_a_task_is_the_next_caller_and_what_follows_both_sees_both() -> None:
+    mine = callers()
+
+    async def work() -> None:
+        with reading_after(TOKEN):
+            mine.wrote("users")
+        with reading_after(None):
+            assert mine.mark("users") == NEVER
+            assert mine.positions("users") == []
+            mine.wrote("messages")
+        assert min(mine.mark("users"), mine.mark("messages")) > NEVER
+        assert ambient_caller.get() is not None
+        assert ambient_caller.get().outer is None, "nothing piles up"  # type: ignore[union-attr]
+
+    await asyncio.create_task(work())
+
+
 async def test_a_block_within_a_block_tells_the_outer_one_and_inherits_its_demands() -> None:
     mine = callers()
     other = encode_token({"users": HELD._replace(lsn=200)})

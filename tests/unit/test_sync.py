@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from pathlib import Path
 from uuid import uuid4
 
@@ -200,9 +201,12 @@ def test_every_repository_and_method_of_the_layer_is_there(layer: DataLayer) -> 
 
 
 def test_tokens_and_levels_without_await(layer: DataLayer) -> None:
-    with layer.reading_after(None):
-        ann = layer.users.create(username="ann")
-        token = layer.token()
-    with layer.reading_after(token), layer.reading("replica", max_lag_s=5):
-        assert layer.users.get(ann.id) == ann
-    assert layer.replicas() == {}
+    def calls() -> None:
+        with layer.reading_after(None):
+            ann = layer.users.create(username="ann")
+            token = layer.token()
+        with layer.reading_after(token), layer.reading("replica", max_lag_s=5):
+            assert layer.users.get(ann.id) == ann
+        assert layer.replicas() == {}
+
+    Context().run(calls)
