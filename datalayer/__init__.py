@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     )
     from datalayer.layer import DataLayer, LayerOptions
     from datalayer.settings import Settings, load_settings
-    from datalayer.types import Count, Message, Page, User
+    from datalayer.types import Conversation, Count, Listed, Member, Message, Page, User
 
 _HOME = {
     "DataLayer": "layer",
     "LayerOptions": "layer",
     "Settings": "settings",
     "load_settings": "settings",
-    "Message": "types",
+    "Conversation": "types",
     "Count": "types",
+    "Listed": "types",
+    "Member": "types",
+    "Message": "types",
     "Page": "types",
     "User": "types",
 }
@@ -39,6 +42,7 @@ __all__ = [
     "AlreadyExists",
     "ConfigurationError",
     "Conflict",
+    "Conversation",
     "Count",
     "DataLayer",
     "DatalayerError",
@@ -46,6 +50,8 @@ __all__ = [
     "InvalidArgument",
     "InvalidCursor",
     "LayerOptions",
+    "Listed",
+    "Member",
     "Message",
     "MissingDependencyError",
     "NotFound",

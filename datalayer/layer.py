@@ -18,12 +18,14 @@ from datalayer.control.connect import open_control
 from datalayer.errors import ConfigurationError, DatalayerError, RoutingMismatch
 from datalayer.ids import IdSource
 from datalayer.repositories.arguments import ambient_deadline, deadline_of
+from datalayer.repositories.conversations import Conversations
 from datalayer.repositories.limits import Limits
 from datalayer.repositories.messages import Messages
 from datalayer.repositories.users import Users
 from datalayer.routing import consistency
 from datalayer.routing.lease import Lease
 from datalayer.routing.places import Places
+from datalayer.routing.projector import Projector, Sources
 from datalayer.routing.replicareads import ReplicaReads, ReplicaWatch
 from datalayer.routing.route import Place
 from datalayer.routing.router import Router
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
-MOVABLE: Final = ("users", "messages")
+MOVABLE: Final = ("users", "messages", "conversations", "listings")
 _ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
 
@@ -57,6 +59,8 @@ class LayerOptions:
     """Bring own writes to the mirror soon; off, the replayers alone do it."""
     assist: bool = True
     """Finish what a dead coordinator left, and replay while none is at work."""
+    project: bool = True
+    """Keep users' lists of conversations in step with conversations and messages."""
 
 
 class DataLayer:
@@ -109,11 +113,19 @@ class DataLayer:
         self.places.replica_reads = self._replica_reads
         for router in self._routers.values():
             router.on_answer = self._callers.wrote
-        self._limits = limits = Limits(
-            settings.limits.body_max_bytes, settings.deadlines.default_s, settings.deadlines.max_s
-        )
+        sizes, times = settings.limits, settings.deadlines
+        self._limits = limits = Limits(sizes.body_max_bytes, sizes.members_max, times.default_s, times.max_s)
         self.users = Users(self._routers["users"], ids, clock, limits)
-        self.messages = Messages(self._routers["messages"], ids, clock, limits)
+        routers = self._routers
+        sources = Sources(routers["conversations"], routers["messages"], routers["listings"])
+        self.projector = Projector(sources, control, clock, self.process.id, jitter.random)
+        pair = (sources.conversations, sources.listings)
+        if options.project:
+            self.messages = Messages(sources.messages, ids, clock, limits, appended=self.projector.appended)
+            self.conversations = Conversations(pair, ids, clock, limits, changed=self.projector.changed)
+        else:
+            self.messages = Messages(sources.messages, ids, clock, limits)
+            self.conversations = Conversations(pair, ids, clock, limits)
 
     @classmethod
     @asynccontextmanager
@@ -162,10 +174,13 @@ class DataLayer:
         for watch in self._watches.values():
             watch.start()
         await self._watchdog.start()
+        if self.options.project:
+            self.projector.start()
         _close_after_fork(self)
 
     async def close(self) -> None:
         """Leave the fleet and give every connection back. Idempotent."""
+        await self.projector.stop()
         await self._watchdog.stop()
         for watch in self._watches.values():
             await watch.stop()
@@ -225,7 +240,7 @@ class DataLayer:
 
     async def health(self) -> dict[str, Any]:
         """For readiness probes: {"ready": bool, "domains": {...}, "backends": {name: "ok" | reason}, "replicas":
-        {backend: [...]}}. A replica that is down leaves a process ready: the primary answers in its place; one shard
+        {backend: [...]}, "projections": {"listings": {"behind": members whose lists are behind, "oldest_s": since when}}}. A replica that is down leaves a process ready: the primary answers in its place; one shard
         that is down does, too: the others' users are served.
         """
         deadline = Deadline(self.clock, 2.0)
@@ -247,7 +262,16 @@ class DataLayer:
             "domains": domains,
             "backends": backends,
             "replicas": self.replicas(),
+            "projections": {"listings": await self._listings_lag()},
         }
+
+    async def _listings_lag(self) -> dict[str, Any]:
+        """How far users' lists are behind; the reason where that is not known."""
+        try:
+            lag = await self.projector.lag()
+        except DatalayerError as error:
+            return {"behind": None, "oldest_s": None, "reason": error.message}
+        return {"behind": lag.behind, "oldest_s": round(lag.oldest_s, 3)}
 
     def replicas(self) -> dict[str, list[dict[str, Any]]]:
         """What is known of read replicas, by backend: of each its name, ok, lag_s (at most), lag_bytes, in_use, reads,

@@ -47,7 +47,9 @@ __all__ = [
     "write_default_toml",
 ]
 
-DOMAINS: Final = ("users", "messages", "conversations", "presence", "sessions", "typing", "media", "search")
+DOMAINS: Final = ("users", "messages", "conversations", "listings", "presence", "sessions", "typing", "media", "search")
+_BESIDE: Final = {"conversations": "users", "listings": "conversations"}
+"""What needs the same of a store as its neighbour, so that a configuration need not name it."""
 DEFAULT_FILE: Final = "datalayer.toml"
 EMBEDDED_FOLDER: Final = "datalayer-data"
 DEFAULT_BACKEND: Final = "main"
@@ -86,6 +88,8 @@ class LimitSettings:
     """What a caller may send."""
 
     body_max_bytes: int = 1 << 20
+    members_max: int = 10_000
+    """Members of one conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ class Settings:
     def backend_of(self, domain: str) -> BackendSettings:
         """The backend that first serves ``domain``: its route, else the backend called main, else the only one.
 
+        Conversations then lie beside users, and users' lists of conversations beside those.
+
         Raises:
             SettingsError: the domain is unknown, or there are several backends, none called main, and no route.
         """
@@ -133,6 +139,8 @@ class Settings:
             return self.backends[DEFAULT_BACKEND]
         if len(self.backends) == 1:
             return next(iter(self.backends.values()))
+        if domain in _BESIDE:
+            return self.backend_of(_BESIDE[domain])
         way_out = f"one of: {', '.join(self.backends)}"
         raise SettingsError(
             [Fault(self.source, f"routes.{domain}", "is missing and no backend is called main", way_out)]
@@ -187,7 +195,10 @@ def describe(settings: Settings) -> dict[str, Any]:
         "backends": {name: _described(backend) for name, backend in settings.backends.items()},
         "routes": dict(settings.routes),
         "control": {"url": str(settings.control)},
-        "limits": {"body_max_bytes": settings.limits.body_max_bytes},
+        "limits": {
+            "body_max_bytes": settings.limits.body_max_bytes,
+            "members_max": settings.limits.members_max,
+        },
         "deadlines": {"default_s": settings.deadlines.default_s, "max_s": settings.deadlines.max_s},
     }
 
@@ -267,6 +278,7 @@ def _settings(values: dict[Key, Value], *, source: str, embedded: Path | None = 
     routes = _routes(reader, backends)
     limits = LimitSettings(
         body_max_bytes=reader.whole(("limits", "body_max_bytes"), _LIMITS.body_max_bytes, (1, 64 << 20)),
+        members_max=reader.whole(("limits", "members_max"), _LIMITS.members_max, (1, 100_000)),
     )
     deadlines = _deadlines(reader)
     control = _control(reader, backends, source)

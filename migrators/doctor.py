@@ -13,8 +13,9 @@ from datalayer.control.connect import open_control
 from datalayer.errors import DatalayerError, SchemaBehind
 from datalayer.layer import MOVABLE, close_stores, make_backends
 from datalayer.routing.places import SELF_CREATING
+from datalayer.routing.projector import LAG_MAX, lag_of
 from datalayer.routing.replicas import Standings
-from datalayer.routing.shards import parse_group
+from datalayer.routing.shards import base_domain, parse_group
 from datalayer.stores.registry import DISTRIBUTION
 from datalayer.stores.replicated import Replicated
 from datalayer.stores.sharded import ShardedBackend
@@ -35,6 +36,8 @@ SILENT_S: Final = 60.0
 SLOW_CONTROL_MS: Final = 50.0
 LAG_S: Final = 1.0
 LAG_POLL_S: Final = 0.02
+LISTS_LATE_S: Final = 60.0
+"""Lists of conversations are brought in step within seconds, unless nobody does or a store refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ async def diagnose(settings: Settings, clock: Clock) -> list[Finding]:
         if routings is not None:
             findings += await _routes(settings, backends, routings)
             findings += await _meta(control, backends, routings)
+            findings += await _listings(backends, routings, clock)
     finally:
         await close_stores(control, backends)
     return findings
@@ -251,3 +255,33 @@ async def _meta(control: Control, backends: Mapping[str, Backend], routings: Map
             way_out = "the control store was restored from an old copy: see the runbook"
             findings.append(Finding(what, False, detail, way_out))
     return findings
+
+
+async def _listings(backends: Mapping[str, Backend], routings: Mapping[str, Routing], clock: Clock) -> list[Finding]:
+    """How far users' lists are behind their conversations, wherever those lie now."""
+    places = {
+        routing.authority
+        for name, routing in routings.items()
+        if base_domain(name) == "conversations"
+        and routing.authority.backend in backends
+        and not isinstance(backends[routing.authority.backend], ShardedBackend)
+    }
+    behind, oldest = 0, []
+    for place in places:
+        store = backends[place.backend].store("conversations", place.attempt)
+        try:
+            number, version = await store.lag(LAG_MAX, Deadline(clock, PING_S))
+        except DatalayerError:
+            continue  # told of that backend already
+        behind += number
+        oldest += [] if version is None else [version]
+    if not places:
+        return []
+    lag = lag_of(behind, min(oldest, default=None), clock.now_us())
+    if not lag.behind:
+        return [Finding("listings", True, "users' lists show every conversation")]
+    detail = f"{lag.behind} members whose lists are behind, the oldest for {lag.oldest_s:.0f} s"
+    late = lag.oldest_s > LISTS_LATE_S
+    return [
+        Finding("listings", not late, detail, "open a DataLayer, or look why it cannot write listings" if late else "")
+    ]

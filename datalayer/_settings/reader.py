@@ -23,6 +23,7 @@ _KNOWN: Final[tuple[Key, ...]] = (
     ("control", "url"),
     ("control", "password"),
     ("limits", "body_max_bytes"),
+    ("limits", "members_max"),
     ("deadlines", "default_s"),
     ("deadlines", "max_s"),
 )

@@ -43,6 +43,8 @@ messages = "main"
 
 #[limits]
 #body_max_bytes = 1048576
+# Members of one conversation.
+#members_max = 10000
 
 # Seconds a call may take: without a timeout of its own, and at most.
 #[deadlines]

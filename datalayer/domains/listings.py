@@ -8,11 +8,10 @@ version), and activity only ever moves forward.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, cast
 from uuid import UUID
 
 from datalayer.domains.record import FieldSpec, FieldValue, Key, Kind, Record
-from datalayer.errors import NotFound
 from datalayer.ids import id_time_us
 from datalayer.types import Listed
 
@@ -37,7 +36,7 @@ KINDS: Final = (LISTED,)
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """Show one version of a membership, or that it has ended, unless a newer one is shown already."""
+    """Show one version of a membership, or that it has ended, unless a newer one is shown; activity counts either way."""
 
     user_id: UUID
     conversation_id: UUID
@@ -51,24 +50,12 @@ class Show:
     """The newest message that is known of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Touch:
-    """A message has come. NotFound where the conversation is not on the list (yet, or any more)."""
-
-    user_id: UUID
-    conversation_id: UUID
-    newest: UUID
-
-
-ListingMutation: TypeAlias = Show | Touch
-
-
 def listed_key(user_id: UUID, conversation_id: UUID) -> bytes:
     """The 32 bytes of an entry's key: user (the routing key), then conversation."""
     return user_id.bytes + conversation_id.bytes
 
 
-def keys_of(mutation: ListingMutation) -> tuple[Key, ...]:
+def keys_of(mutation: Show) -> tuple[Key, ...]:
     """The key a mutation reads and may write."""
     return (("listed", listed_key(mutation.user_id, mutation.conversation_id)),)
 
@@ -97,16 +84,12 @@ def tombstone(kind: str, key: bytes, version: int) -> Record:
     return Record("listed", key, version, True, _ended(0))
 
 
-def decide(mutation: ListingMutation, current: Mapping[Key, Record], now_us: int) -> tuple[Listed, tuple[Record, ...]]:
+def decide(mutation: Show, current: Mapping[Key, Record], now_us: int) -> tuple[Listed, tuple[Record, ...]]:
     """What a mutation does: (the entry afterwards, the records to apply). The reference for every store."""
     key = keys_of(mutation)[0]
     record = current.get(key)
     live = None if record is None or record.deleted else record
-    if isinstance(mutation, Touch):
-        if live is None:
-            raise NotFound(f"conversation {mutation.conversation_id} is not on the list of user {mutation.user_id}")
-        changed = live._replace(fields=_touched(live, mutation.newest))
-    elif record is not None and cast("int", record.fields[5]) >= mutation.shown:
+    if record is not None and cast("int", record.fields[5]) >= mutation.shown:
         changed = record if live is None else live._replace(fields=_touched(live, mutation.newest))
     else:
         changed = Record("listed", key[1], 0, mutation.ended, _shown(mutation, live))

@@ -21,6 +21,16 @@ MANY_MAX: Final = 1000
 ambient_deadline: ContextVar[Deadline | None] = ContextVar("datalayer_deadline", default=None)
 
 
+class _Unset:
+    """The value of a field that an update leaves as it is."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = _Unset()
+
+
 def deadline_of(clock: Clock, timeout: float | None, limits: Limits) -> Deadline:
     """The deadline of one call: its own timeout, else the context's deadline, else the default; at most the limit."""
     around = ambient_deadline.get()

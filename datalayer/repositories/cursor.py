@@ -18,29 +18,39 @@ if TYPE_CHECKING:
 
 _VERSION: Final = b"\x01"
 _CHECK_BYTES: Final = 6
-_LENGTH: Final = 1 + _CHECK_BYTES + 16
+_HEAD: Final = 1 + _CHECK_BYTES
 
 
 def encode_cursor(position: UUID, method: str, arguments: Sequence[object]) -> str:
     """The cursor that continues a listing after this position."""
-    raw = _VERSION + _checksum(position.bytes, method, arguments) + position.bytes
+    return encode_position(position.bytes, method, arguments)
+
+
+def encode_position(position: bytes, method: str, arguments: Sequence[object]) -> str:
+    """As ``encode_cursor``, of a position that is no single id."""
+    raw = _VERSION + _checksum(position, method, arguments) + position
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str, method: str, arguments: Sequence[object]) -> UUID:
     """The position of a cursor; InvalidCursor when it is damaged or belongs to another listing."""
+    return UUID(bytes=decode_position(cursor, method, arguments, 16))
+
+
+def decode_position(cursor: str, method: str, arguments: Sequence[object], length: int) -> bytes:
+    """As ``decode_cursor``, of a position of so many bytes."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError, TypeError):
         raise InvalidCursor("the cursor is damaged", hint="use Page.next_cursor unchanged") from None
-    if len(raw) != _LENGTH or raw[:1] != _VERSION:
+    if len(raw) < _HEAD or raw[:1] != _VERSION:
         raise InvalidCursor("the cursor is damaged or of another version", hint="begin the listing again")
-    position = raw[1 + _CHECK_BYTES :]
-    if raw[1 : 1 + _CHECK_BYTES] != _checksum(position, method, arguments):
+    position = raw[_HEAD:]
+    if len(position) != length or raw[1:_HEAD] != _checksum(position, method, arguments):
         raise InvalidCursor(
             "the cursor belongs to another method or other arguments", hint="pass the arguments of the first page"
         )
-    return UUID(bytes=position)
+    return position
 
 
 def _checksum(position: bytes, method: str, arguments: Sequence[object]) -> bytes:

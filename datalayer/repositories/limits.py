@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes in bytes of UTF-8, times in seconds."""
+    """Sizes in bytes of UTF-8, times in seconds, members of one conversation."""
 
     body_max_bytes: int = 1 << 20
+    members_max: int = 10_000
     timeout_s: float = 5.0
     timeout_max_s: float = 30.0

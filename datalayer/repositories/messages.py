@@ -12,7 +12,7 @@ from datalayer.repositories.cursor import decode_cursor, encode_cursor
 from datalayer.types import Message, Page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from uuid import UUID
 
     from datalayer.clock import Clock, Deadline
@@ -31,8 +31,18 @@ class Messages:
     may not have been applied: repeat it with the same id), InvalidArgument.
     """
 
-    def __init__(self, router: Router, ids: IdSource, clock: Clock, limits: Limits) -> None:
+    def __init__(
+        self,
+        router: Router,
+        ids: IdSource,
+        clock: Clock,
+        limits: Limits,
+        *,
+        appended: Callable[[Message], None] = lambda _message: None,
+    ) -> None:
+        """``appended`` hears of every message that was appended here; it must not wait for anything."""
         self._router = router
+        self._appended = appended
         self._ids = ids
         self._clock = clock
         self._limits = limits
@@ -67,7 +77,9 @@ class Messages:
             as_attributes(attributes),
             fresh,
         )
-        return cast("Message", await self._router.write(mutation, self._deadline(timeout)))
+        message = cast("Message", await self._router.write(mutation, self._deadline(timeout)))
+        self._appended(message)
+        return message
 
     async def edit(
         self,

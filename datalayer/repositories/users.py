@@ -8,7 +8,7 @@ from datalayer.domains.record import check_text
 from datalayer.domains.users import CreateUser, DeleteUser, UpdateUser, claim_key, normalise
 from datalayer.errors import InvalidArgument
 from datalayer.ids import check_id
-from datalayer.repositories.arguments import as_attributes, as_ids, as_limit, as_uuid, deadline_of
+from datalayer.repositories.arguments import UNSET, _Unset, as_attributes, as_ids, as_limit, as_uuid, deadline_of
 from datalayer.repositories.cursor import decode_cursor, encode_cursor
 from datalayer.routing.consistency import PRIMARY, ambient_level, at_level
 from datalayer.stores.base import Scattered
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     from datalayer.stores.base import UserReads
 
 
-class _Unset:
-    """The value of a field that an update leaves as it is."""
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Final = _Unset()
 NAME_BYTES: Final = 256
 EMAIL_BYTES: Final = 320
 TEXT_BYTES: Final = 1024

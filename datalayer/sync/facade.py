@@ -17,6 +17,7 @@ from anyio.from_thread import start_blocking_portal
 
 from datalayer.errors import Closed
 from datalayer.layer import DataLayer as AsyncDataLayer
+from datalayer.repositories.conversations import Conversations as AsyncConversations
 from datalayer.repositories.messages import Messages as AsyncMessages
 from datalayer.repositories.users import Users as AsyncUsers
 
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     from datalayer.settings import Settings
 
 R = TypeVar("R")
-REPOSITORIES: dict[str, type] = {"users": AsyncUsers, "messages": AsyncMessages}
+REPOSITORIES: dict[str, type] = {
+    "users": AsyncUsers,
+    "messages": AsyncMessages,
+    "conversations": AsyncConversations,
+}
 
 
 class Loop:

@@ -36,12 +36,13 @@ def _class(kind: type, head: str, methods: list[ast.FunctionDef], wanted: dict[s
     known = _names(kind)
     lines = [head]
     for method in methods:
+        signature = _signature(method)  # without its defaults, whose names nobody needs
         for name in _used(method):
             module = known.get(name)
             if module is not None:
                 wanted.setdefault(module, set()).add(name)
         decorators = [f"    @{ast.unparse(one)}\n" for one in method.decorator_list]
-        lines.append(f"{''.join(decorators)}    {_signature(method)}: ...")
+        lines.append(f"{''.join(decorators)}    {signature}: ...")
     return "\n".join(lines)
 
 

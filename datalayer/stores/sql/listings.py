@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import sqlalchemy as sa
 
-from datalayer.domains.listings import ListingMutation, decide, keys_of, to_listed
+from datalayer.domains.listings import Show, decide, keys_of, to_listed
 from datalayer.errors import Unavailable
 from datalayer.schemas.metadata import LISTED_COLUMNS
 from datalayer.stores.base import Executed
@@ -53,7 +53,7 @@ class SqlListings(SqlStore):
         rows = await self.db.fetch(self._pages[after is not None], params, deadline=deadline)
         return [to_listed(self._listed.to_record(row)) for row in rows]
 
-    async def execute(self, mutation: ListingMutation, deadline: Deadline) -> Executed:
+    async def execute(self, mutation: Show, deadline: Deadline) -> Executed:
         ident = keys_of(mutation)[0]
         position = self._listed.position(ident[1])
         for _ in range(RACES_MAX):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from datalayer.domains import listings
-from datalayer.domains.listings import Show, Touch
-from datalayer.errors import DeadlineExceeded, NotFound, StaleRoute
+from datalayer.domains.listings import Show
+from datalayer.errors import DeadlineExceeded, StaleRoute
 from datalayer.ids import id_time_us
 from datalayer.testing.contract.fixture import StoreFixture, outcomes, refused
 from datalayer.testing.contract.model import Model
@@ -16,7 +16,6 @@ from datalayer.testing.contract.port import by_key, fetched
 from datalayer.testing.contract.values import Maker
 
 if TYPE_CHECKING:
-    from datalayer.domains.listings import ListingMutation
     from datalayer.types import Listed
 
 PLACE: Final = "listings"
@@ -64,7 +63,7 @@ class ListingReadsSuite:
 
 
 class ListingExecuteSuite:
-    """Show and Touch."""
+    """Show."""
 
     async def test_random_mutations_do_what_decide_does(self, fixture: StoreFixture) -> None:
         store, maker, model = await fixture.fresh(PLACE), Maker(fixture), Model(PLACE)
@@ -81,10 +80,10 @@ class ListingExecuteSuite:
         for order in itertools.permutations(range(3)):
             at = (maker.id(), maker.id())
             await store.execute(Show(*at, 1, joined_at=5), fixture.deadline())
-            steps: list[ListingMutation] = [
+            steps = [
                 Show(*at, 3, role="admin", joined_at=5, read_up_to=first, newest=first),
                 Show(*at, 2, role="owner", joined_at=5, newest=second),
-                Touch(*at, third),
+                Show(*at, 1, newest=third),
             ]
             for step in (*order, *order):
                 await store.execute(steps[step], fixture.deadline())
@@ -101,7 +100,6 @@ class ListingExecuteSuite:
         assert ended.entity.deleted
         late = await store.execute(Show(*at, 6, newest=maker.id()), fixture.deadline())
         assert (late.records, late.entity) == ((), ended.entity)
-        await refused(NotFound, store.execute(Touch(*at, maker.id()), fixture.deadline()))
         assert await store.of_user(at[0], 5, fixture.deadline()) == []
         again = await store.execute(Show(*at, 8, joined_at=9), fixture.deadline())
         assert (again.entity.deleted, again.entity.newest, again.entity.last_activity_us) == (False, None, 9)
@@ -113,14 +111,15 @@ class ListingExecuteSuite:
     async def test_activity_moves_forward_only(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.place(PLACE), Maker(fixture)
         at = (maker.id(), maker.id())
-        await refused(NotFound, store.execute(Touch(*at, maker.id()), fixture.deadline()))
         older, newer = maker.ids(2, from_us=maker.now_us - 5_000_000, step_us=1_000_000)
-        await store.execute(Show(*at, 1), fixture.deadline())
-        first = await store.execute(Touch(*at, newer), fixture.deadline())
-        assert len(first.records) == 1
-        for late in (older, newer):
-            done = await store.execute(Touch(*at, late), fixture.deadline())
+        await store.execute(Show(*at, 5, role="admin"), fixture.deadline())
+        first = await store.execute(Show(*at, 4, newest=newer), fixture.deadline())
+        assert (first.entity.role, first.entity.newest, len(first.records)) == ("admin", newer, 1)
+        for late in (older, newer, None):
+            done = await store.execute(Show(*at, 4, newest=late), fixture.deadline())
             assert (done.records, done.entity) == ((), first.entity)
+        newest = await store.execute(Show(*at, 6, newest=older), fixture.deadline())
+        assert (newest.entity.role, newest.entity.newest) == ("member", newer)
 
     async def test_racing_mutations_of_one_entry_all_count(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.place(PLACE), Maker(fixture)
@@ -150,15 +149,12 @@ class ListingExecuteSuite:
         at = (maker.id(), maker.id())
         await store.execute(Show(*at, 1), fixture.deadline())
         await store.drop()
-        for call in (Show(*at, 2), Touch(*at, maker.id())):
-            await refused(StaleRoute, store.execute(call, fixture.deadline()))
+        await refused(StaleRoute, store.execute(Show(*at, 2), fixture.deadline()))
 
 
-def _mutation(maker: Maker, user: UUID, conversation: UUID) -> ListingMutation:
+def _mutation(maker: Maker, user: UUID, conversation: UUID) -> Show:
     random = maker.random
     ids: list[Any] = [None, maker.id()]
-    if random.random() < 0.4:
-        return Touch(user, conversation, maker.id())
     return Show(
         user,
         conversation,

@@ -35,7 +35,6 @@ _LIFTED: Final = (
     conversations.SetRole,
     conversations.MarkRead,
     listings.Show,
-    listings.Touch,
 )
 """Mutations whose entity has a version only."""
 

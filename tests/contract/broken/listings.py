@@ -6,13 +6,11 @@ from typing import Any
 
 from datalayer.clock import Deadline, SystemClock
 from datalayer.domains import listings
-from datalayer.domains.listings import Show, Touch
-from datalayer.errors import NotFound
 from datalayer.stores.base import Executed
 from datalayer.stores.memory import reference
 from datalayer.testing.contract import ListingExecuteSuite, ListingReadsSuite
 from tests.contract.broken.breakage import BrokenStores, Registry, replace
-from tests.contract.broken.execute import on_execute, on_mutation, on_result
+from tests.contract.broken.execute import on_mutation, on_result
 from tests.contract.broken.port import overwrite
 
 LISTINGS = Registry()
@@ -81,7 +79,7 @@ def the_last_membership_wins(broken: BrokenStores) -> None:
     def change(place: Any, mutation: Any) -> Any:
         table = broken.server.table(place)
         record = table.records.get(listings.keys_of(mutation)[0])
-        if isinstance(mutation, Show) and record is not None:
+        if record is not None:
             overwrite(table, record._replace(fields=(*record.fields[:5], 0)))
         return mutation
 
@@ -89,18 +87,15 @@ def the_last_membership_wins(broken: BrokenStores) -> None:
 
 
 @breaks(ListingExecuteSuite, "test_activity_moves_forward_only")
-def a_touch_of_nothing_is_no_error(broken: BrokenStores) -> None:
-    def make(execute: Any) -> Any:
-        def silent(place: Any, mutation: Any) -> Any:
-            try:
-                return execute(place, mutation)
-            except NotFound:
-                assert isinstance(mutation, Touch)
-                return Executed(None, ())
+def the_last_message_wins(broken: BrokenStores) -> None:
+    def change(place: Any, mutation: Any) -> Any:
+        table = broken.server.table(place)
+        record = table.records.get(listings.keys_of(mutation)[0])
+        if record is not None:
+            overwrite(table, record._replace(fields=(*record.fields[:3], None, 0, record.fields[5])))
+        return mutation
 
-        return silent
-
-    on_execute(broken, make)
+    on_mutation(broken, change)
 
 
 @breaks(ListingExecuteSuite, "test_racing_mutations_of_one_entry_all_count")
