@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 EXTRAS := postgres,cassandra,redis,s3,opensearch,test,dev,bench
 
 .PHONY: help demo test check deep soak bench docs stack clean
-.PHONY: lint types layers fast everything real-needs
+.PHONY: lint types layers fast-units fast-fakes with-servers without-servers real-needs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,11 +35,11 @@ demo: $(STAMP)  ## a live workload, an online migration, a proof: about a minute
 	@$(BIN)/datalayer demo
 
 check: $(STAMP)  ## types, lint, layers, unit tests and fakes: under a minute
-	@$(MAKE) --no-print-directory -k -j2 -Otarget lint types layers fast
+	@$(MAKE) --no-print-directory -k -j2 -Otarget fast-units types fast-fakes lint layers
 
 test: $(STAMP) real-needs  ## everything, on real servers that it installs and starts: under 20 minutes
 	@$(MAKE) --no-print-directory -k -j2 -Otarget lint types layers
-	@$(MAKE) --no-print-directory everything
+	@$(MAKE) --no-print-directory -k -j2 with-servers without-servers
 
 deep: $(STAMP)  ## the long programmes: under an hour
 	@grep -rqs 'mark.deep' tests --include='*.py' --exclude=conftest.py || { echo "make deep: no test is marked 'deep' yet"; exit 2; }
@@ -76,11 +76,18 @@ types:
 layers:
 	@$(BIN)/lint-imports > $(VENV)/.layers 2>&1 || { cat $(VENV)/.layers; exit 1; }
 
-fast:
-	@DATALAYER_TIER=check $(BIN)/python -m pytest -q -m 'not servers and not deep' tests/unit tests/contract tests/simulation
+fast-units:
+	@DATALAYER_TIER=check $(BIN)/python -m pytest -q -m 'not servers and not deep' tests/unit
 
-everything:
-	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'not deep' tests
+fast-fakes:
+	@DATALAYER_TIER=check $(BIN)/python -m pytest -q -m 'not servers and not deep' tests/contract tests/simulation
+
+# Two runs beside each other: the one mostly waits for servers, the other for the processor.
+with-servers:
+	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'servers and not deep' tests
+
+without-servers:
+	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'not servers and not deep' tests
 
 real-needs:
 	@for folder in contract simulation integration acceptance; do \
