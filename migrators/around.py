@@ -68,10 +68,11 @@ async def leave_domain(work: Work, place: Place) -> None:
         await work.around.guard(work, place).remove(work.around.token, keep_fence=False)
 
 
-async def drain_around(work: Work) -> int:
+async def drain_around(work: Work, *, enough: int = 0) -> int:
     """Replay what the domain's journal holds at the group's authority to the domain's source; how many records.
 
-    Raises what the source raises: a hold steps back then.
+    Until no more than ``enough`` were found: before the hold, while others write, it may never be empty. Raises what
+    the source raises: a hold steps back then.
     """
     around = work.around
     if around is None:
@@ -82,11 +83,12 @@ async def drain_around(work: Work) -> int:
     done = 0
     for _ in range(ROUNDS):
         records = await journal.pending(BATCH)
-        if not records:
+        if records:
+            await source.apply(records)
+            await journal.settle(records)
+            done += len(records)
+        if len(records) <= enough:
             return done
-        await source.apply(records)
-        await journal.settle(records)
-        done += len(records)
     raise NotFinished(f"the journal of {around.migration.id} does not get shorter")
 
 

@@ -386,6 +386,9 @@ class Coordinator:
             return live
         self._check_target_name(routing, to)
         await self._check_groups_at_rest(routings)
+        group = parse_group(self._domain)
+        if group is not None and routings[group.domain].authority.attempt != group.attempt:
+            raise PreconditionFailed(f"{group.domain} is not served from these slots any more")
         base = base_domain(self._domain)
         attempt = await self._control.next_attempt(base)
         now = self._places.clock.now_us()
@@ -429,9 +432,10 @@ class Coordinator:
         """
         group = parse_group(self._domain)
         if group is not None:
-            if not (routings[group.domain].at_rest or routings[group.domain].phase is Phase.TARGET):
+            whole = routings[group.domain]
+            if not (whole.at_rest or (whole.phase is Phase.TARGET and whole.authority.attempt == group.attempt)):
                 raise PreconditionFailed(
-                    f"{group.domain} is moving as a whole: the phase is {routings[group.domain].phase}",
+                    f"{group.domain} is moving as a whole: the phase is {whole.phase}",
                     hint="complete, or roll back and cancel, that migration first",
                 )
             return

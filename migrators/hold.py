@@ -36,7 +36,7 @@ async def check_hold(work: Work) -> str:
     await check_ready(work)
     assert work.routing.canary_pct == 100, "a flip needs every reader at the journal-first rule (I3)"
     await _check_changed_so_far(work)
-    await drain_around(work)
+    await drain_around(work, enough=SHORT_BACKLOG)
     async with work.replay_lock:
         replayer = await work.replayer()
         backlog = 0

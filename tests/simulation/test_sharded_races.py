@@ -5,16 +5,30 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from datalayer.control.memory import MemoryControl
+from datalayer.errors import PreconditionFailed
 from datalayer.layer import DataLayer, LayerOptions
+from datalayer.migrators import around
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.options import MigrateOptions, Silent
 from datalayer.migrators.plan import Until
+from datalayer.migrators.shards import Sharding
 from datalayer.migrators.status import status, why
+from datalayer.routing.shards import Group
 from datalayer.stores.memory.faults import Call, Fault, Injection
 from datalayer.stores.sharded import ShardedBackend
 from datalayer.testing.simulation.checks import watch_authorities
-from datalayer.testing.simulation.sharded import SHARDS, SINGLE, ShardedWorld, judge_at_the_end, sharded_traffic
+from datalayer.testing.simulation.sharded import (
+    MEMBERS,
+    SHARDS,
+    SINGLE,
+    ShardedWorld,
+    judge_at_the_end,
+    sharded_traffic,
+)
+from datalayer.testing.simulation.traffic import MessageTraffic
 from datalayer.testing.simulation.world import Process
 
 OPTIONS = MigrateOptions(until=Until.TARGET, yes=True, max_hold_ms=300.0)
@@ -168,5 +182,62 @@ def test_a_process_needs_no_shard_whose_users_have_gone_home() -> None:
         await world.loop.spawn(machine, layer.start())
         assert (await layer.users.get(ann.id)) is not None
         await world.loop.spawn(machine, layer.close())
+
+    world.run(main())
+
+
+@pytest.mark.parametrize("until", [Until.TARGET, Until.COMPLETE])
+def test_a_group_does_not_move_by_hand_while_its_domain_is_served_elsewhere(until: Until) -> None:
+    world = ShardedWorld(10, begins=SHARDS, eager=False, assist=False)
+
+    async def main() -> None:
+        watch_authorities(world)
+        process = await world.start()
+        await process.layer.users.create(username="ann")
+        await asyncio.wait([world.command("home", replace(OPTIONS, until=until), _to(SINGLE)).task])
+        group = world.groups()[0]
+        machine, wire = world.machine("hand")
+        places = world.places(machine, wire, world.clock)
+        at = world.control.routes[group.name].authority.backend
+        to = next(name for name in sorted(places.backends) if "/" in name and name != at)
+        coordinator = Coordinator(places, group.name, holder=machine.name, options=OPTIONS)
+        command = world.run_command(machine, wire, coordinator.migrate(to))
+        await asyncio.wait([command.task], timeout=60.0)
+        assert isinstance(command.task.exception(), PreconditionFailed)
+        assert world.control.migrations_of(group.name) == []
+
+    world.run(main())
+
+
+def test_a_busy_group_moves_though_its_domain_s_journal_is_never_found_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(around, "ROUNDS", 30)
+    world = ShardedWorld(11, "messages", eager=False, assist=False)
+
+    async def main() -> None:
+        process = await world.start()
+        traffic = sharded_traffic(world, pause_s=0.004)
+        assert isinstance(traffic, MessageTraffic)
+        room = traffic.rooms[0]
+        out = world.command("out", OPTIONS, _to(SHARDS))
+        await asyncio.wait([out.task])
+        assert out.task.exception() is None
+
+        def its_group(sharding: Sharding) -> list[tuple[Group, str]]:
+            group = sharding.map.group_of(room.bytes)
+            return [(group, next(m for m in MEMBERS if m != sharding.shard_of[group]))]
+
+        async def write_on() -> None:
+            while not traffic.stopped.is_set():
+                await traffic.append(process, room, "busy", rng=world.rng)
+                await asyncio.sleep(0.004)
+
+        process.tasks.append(world.loop.spawn(process.machine, write_on()))
+        mover = world.move(its_group, replace(OPTIONS, max_hold_ms=3000.0), parallel=1)
+        mover.wire.profile.delay_s = 0.02
+        await asyncio.wait([mover.task], timeout=120.0)
+        traffic.stopped.set()
+        assert mover.task.exception() is None
+        await asyncio.wait([task for process in world.processes for task in process.tasks])
+        await judge_at_the_end(world, traffic)
 
     world.run(main())
