@@ -29,6 +29,7 @@ from datalayer.migrators.shards import (
     loads,
     sharding_of,
     unfinished,
+    with_begun,
 )
 from datalayer.migrators.sweep import Swept, sweep_claims
 from datalayer.routing.places import Places
@@ -38,7 +39,9 @@ LOAD_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What was planned: where things lie, what should move, how many moves were begun before, what it will cost."""
+    """What was planned: where things lie once the moves begun before are finished, what should move then, how many were
+    begun, what it will cost.
+    """
 
     sharding: Sharding
     loads: list[Load]
@@ -162,7 +165,7 @@ def split(console: Console, shard: str, domain: str, to: str, by: By, **chosen: 
         sharding = await sharding_of(places, domain)
         if check_shard(sharding, to) == check_shard(sharding, shard):
             raise InvalidArgument(f"{shard!r} cannot be split onto itself")
-        found = await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0)
+        found = await with_begun(places, domain, await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0))
         mine = [load for load in found if load.shard == shard]
         moves = plan_moves(mine, {shard: 1.0, to: 1.0}, by=by)
         return await _chosen(places, sharding, found, moves)
@@ -182,7 +185,7 @@ def move(console: Console, domain: str, slots: str, to: str, **chosen: Any) -> N
         sharding = await sharding_of(places, domain)
         check_shard(sharding, to)
         groups = set(groups_of_slots(sharding, slots))
-        found = await loads(places, sharding)
+        found = await with_begun(places, domain, await loads(places, sharding))
         moves = [Move(load, to) for load in found if load.group in groups and load.shard != to]
         return await _chosen(places, sharding, found, moves)
 
@@ -211,7 +214,7 @@ def _choose(domain: str, by: By, added: Sequence[str], drained: Sequence[str], w
         shares = dict(sharding.backend.weights) if weights is None else _parsed(sharding, weights)
         usual = mean([share for share in shares.values() if share] or [1.0])
         shares |= {shard: shares[shard] or usual for shard in added}
-        found = await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0)
+        found = await with_begun(places, domain, await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0))
         moves = plan_moves(found, shares, drain=drained, by=by)
         return await _chosen(places, sharding, found, moves)
 

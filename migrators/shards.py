@@ -176,6 +176,12 @@ async def unfinished(places: Places, domain: str) -> list[Migration]:
     return found[::-1]
 
 
+async def with_begun(places: Places, domain: str, found: Sequence[Load]) -> list[Load]:
+    """Loads as they will lie when the moves that were begun are finished: what a plan of further ones goes by."""
+    to = {m.domain: m.target.backend.partition("/")[2] for m in await unfinished(places, domain)}
+    return [replace(load, shard=to.get(load.group.name, load.shard)) for load in found]
+
+
 class Mover:
     """Moves slot groups of one domain."""
 
@@ -214,11 +220,12 @@ class Mover:
             sharding = await sharding_of(self._places, self._domain)
             begun = [(m.domain, m.target.backend) for m in await unfinished(self._places, self._domain)]
             await self._all(begun, value)
-            names = {name for name, _ in begun}
+            _, routings = await control.routings()
+            self._places.learn(routings)
             wanted = [(m.load.group.name, member_name(sharding.backend.name, m.to)) for m in moves]
-            there = {name for name, to in wanted if self._places.routing_of(name).authority.backend == to}
-            await self._all([(name, to) for name, to in wanted if name not in names | there], value)
-            for name in there - names if self._purge else ():
+            there = {name for name, to in wanted if routings[name].authority.backend == to}
+            await self._all([(name, to) for name, to in wanted if name not in there], value)
+            for name in there - {name for name, _ in begun} if self._purge else ():
                 await self._purge_again(name, value)
         return self.moved
 

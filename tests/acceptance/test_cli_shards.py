@@ -255,6 +255,22 @@ def test_a_rebalance_that_died_goes_on_where_it_stopped(world: World, place: str
     assert len(names(world)) == 40
 
 
+@pytest.mark.parametrize("words", [("drain", "s2"), ("move", "--slots", f"0-{4 * SIZE - 1}", "--to", "s1")])
+def test_a_plan_counts_a_move_that_was_begun_as_made(world: World, words: tuple[str, ...]) -> None:
+    sharded(world)
+
+    async def died() -> None:
+        async with moving(world) as (places, moves):
+            with pytest.raises(NotFinished, match="stopped by the test"):
+                await Mover(places, "users", holder="test", failpoints=StopAt("fence.after", 1)).run(moves[:1])
+
+    asyncio.run(died())
+    assert held(world.json("shards", "list", "--config", world.config)) == {"s0": 4, "s1": 4, "s2": 0}
+    told = world.json("shards", *words, "--yes", "--config", world.config)
+    assert held(told)["s2"] == 0
+    assert len(names(world)) == 40
+
+
 @asynccontextmanager
 async def moving(world: World) -> AsyncIterator[Any]:
     """Places, and the move of the groups of two thirds of s0 to s2."""
