@@ -30,6 +30,7 @@ from datalayer.errors import (
     StaleRoute,
 )
 from datalayer.ids import id_time_us
+from datalayer.routing.within import within
 from datalayer.stores.base import Executed
 
 if TYPE_CHECKING:
@@ -72,12 +73,12 @@ class LastWriterAuthority:
         current: dict[Key, Record] = {}
         keys = self._domain.keys_of(mutation)
         if not (isinstance(mutation, Append) and mutation.fresh):
-            current = await _within(deadline, self._store.fetch(keys), DeadlineExceeded)
+            current = await within(deadline, self._store.fetch(keys), DeadlineExceeded)
         entity, records = self._decide(mutation, current)
         if not records and self._intents is not None:
             # Nothing to admit, so the gate was not asked: a side that is closed would answer from what it once held.
             await self._ask_gate(self._intents, deadline)
-            current = await _within(deadline, self._store.fetch(keys), DeadlineExceeded)
+            current = await within(deadline, self._store.fetch(keys), DeadlineExceeded)
             entity, records = self._domain.decide(mutation, current, self._clock.now_us())
         if not records:
             return Executed(entity, ())
@@ -111,7 +112,7 @@ class LastWriterAuthority:
             return None, ()
 
     async def _ask_gate(self, intents: IntentLog, deadline: Deadline) -> None:
-        state = await _within(deadline, intents.state(), DeadlineExceeded)
+        state = await within(deadline, intents.state(), DeadlineExceeded)
         if not state.installed:
             raise StaleRoute("the migration this write belonged to has moved on")
         if state.fence != "open":
@@ -126,7 +127,7 @@ class LastWriterAuthority:
             put.add_done_callback(self._answered)
             call = asyncio.shield(put)
         try:
-            await _within(deadline, call, OutcomeUnknown)
+            await within(deadline, call, OutcomeUnknown)
         except Quarantine as error:
             raise InvalidArgument(error.message) from error
         except (OutcomeUnknown, StaleRoute):
@@ -223,11 +224,3 @@ class IntentGuard:
             raise Fenced("writes are held during a cut-over")
         if admitted.state is AdmitState.STALE:
             raise StaleRoute("the migration of this repair has moved on")
-
-
-async def _within(deadline: Deadline, call: Any, error: type[DatalayerError]) -> Any:
-    try:
-        async with asyncio.timeout(max(deadline.remaining(), 0.0)):
-            return await call
-    except TimeoutError:
-        raise error from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from datalayer.errors import Closed, DeadlineExceeded, Fenced, Overloaded, StaleRoute, Unavailable
 from datalayer.ids import slot_of
 from datalayer.routing.route import Routing
+from datalayer.routing.within import within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -129,7 +130,7 @@ class Router:
                     continue
             await self._lease.wait(deadline)
             try:
-                store = await self._journal_first(route, routings)
+                store = await self._journal_first(route, routings, deadline)
                 return await call(store, deadline)
             except StaleRoute as error:
                 await self._wait_change(route, deadline, error)
@@ -156,16 +157,16 @@ class Router:
                 self.on_answer(self.domain)
             await self._hold(route, deadline, refused)
 
-    async def _journal_first(self, route: Route, routings: Sequence[bytes] | None) -> Any:
+    async def _journal_first(self, route: Route, routings: Sequence[bytes] | None, deadline: Deadline) -> Any:
         assert route.guard is not None, "a journal-first phase has a journal"
         journal = route.guard.journal
         if routings is None:
-            dirty = await journal.backlog() > 0
+            dirty = await within(deadline, journal.backlog(), DeadlineExceeded) > 0
         else:
             percent = route.routing.canary_pct
             if percent < 100 and any(slot_of(routing) * 100 >= percent * 4096 for routing in routings):
                 return route.authority
-            dirty = await journal.dirty(routings)
+            dirty = await within(deadline, journal.dirty(routings), DeadlineExceeded)
         return route.authority if dirty else route.mirror
 
     async def _hold(self, route: Route, deadline: Deadline, refused: Fenced | StaleRoute) -> None:

@@ -16,13 +16,22 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from datalayer.domains.record import ROUTING_BYTES
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import Swap, UpdateUser
-from datalayer.errors import CrossShardError, DatalayerError, Quarantine, SchemaBehind, StaleRoute, Unavailable
+from datalayer.errors import (
+    CrossShardError,
+    DatalayerError,
+    DeadlineExceeded,
+    Quarantine,
+    SchemaBehind,
+    StaleRoute,
+    Unavailable,
+)
 from datalayer.ids import slot_of
 from datalayer.routing.claims import ClaimingWriter
 from datalayer.routing.route import Place
 from datalayer.routing.shardguard import ShardedGuard
 from datalayer.routing.shards import ShardMap, cut
 from datalayer.routing.together import each
+from datalayer.routing.within import within
 from datalayer.stores.base import Executed, MetaRow, ScanPage
 from datalayer.stores.sharded import member_name
 
@@ -431,8 +440,9 @@ class RoutedRecords:
         self._store = store
 
     async def read(self, keys: Sequence[Key], deadline: Deadline) -> dict[Key, Record]:
-        async def call(store: Any, mine: Sequence[Key], _: Deadline) -> list[Record]:
-            return list((await store.fetch(mine)).values())
+        async def call(store: Any, mine: Sequence[Key], deadline: Deadline) -> list[Record]:
+            found: dict[Key, Record] = await within(deadline, store.fetch(mine), DeadlineExceeded)
+            return list(found.values())
 
         found = await self._store.read_many(keys, lambda key: key[1], call, deadline) if keys else []
         return {record.ident: record for record in found}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from datalayer.control.memory import MemoryControl
-from datalayer.errors import PreconditionFailed
+from datalayer.errors import DeadlineExceeded, PreconditionFailed
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.migrators import around
 from datalayer.migrators.coordinator import Coordinator
@@ -239,5 +239,36 @@ def test_a_busy_group_moves_though_its_domain_s_journal_is_never_found_empty(mon
         assert mover.task.exception() is None
         await asyncio.wait([task for process in world.processes for task in process.tasks])
         await judge_at_the_end(world, traffic)
+
+    world.run(main())
+
+
+def test_a_shard_that_hangs_keeps_nobody_beyond_his_deadline() -> None:
+    world = ShardedWorld(12, begins=SHARDS, eager=False, assist=False)
+
+    async def main() -> None:
+        process = await world.start()
+        process.wire.plan = lambda call: Injection(Fault.HANG) if call.server.startswith(SHARDS) else None
+        began = world.clock.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await process.layer.users.create(username="ann", timeout=1.0)
+        assert world.clock.monotonic() - began < 1.1
+
+    world.run(main())
+
+
+def test_a_journal_that_does_not_answer_keeps_no_reader_beyond_his_deadline() -> None:
+    world = ShardedWorld(13, begins=SHARDS, eager=False, assist=False)
+
+    async def main() -> None:
+        process = await world.start()
+        ann = await process.layer.users.create(username="ann")
+        armed = replace(OPTIONS, until=Until.ARMED)
+        await asyncio.wait([world.command("home", armed, _to(SINGLE)).task])
+        process.wire.plan = lambda call: Injection(Fault.HANG) if call.name == "journal.dirty" else None
+        began = world.clock.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await process.layer.users.get(ann.id, timeout=1.0)
+        assert world.clock.monotonic() - began < 1.1
 
     world.run(main())
