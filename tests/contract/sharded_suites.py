@@ -88,6 +88,18 @@ class ShardedMessageGuardSuite(_ShardedGuardSuite):
     domain: ClassVar[str] = "messages"
 
 
+class ShardedConversationGuardSuite(_ShardedGuardSuite):
+    """Conversations: one lies in one group, with its members."""
+
+    domain: ClassVar[str] = "conversations"
+
+
+class ShardedListingGuardSuite(_ShardedGuardSuite):
+    """Users' lists: one lies in one group."""
+
+    domain: ClassVar[str] = "listings"
+
+
 class ShardedUserGuardSuite(_ShardedGuardSuite):
     """Users."""
 

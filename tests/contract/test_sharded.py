@@ -16,6 +16,10 @@ from datalayer.stores.base import Backend
 from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.stores.sqlite.backend import create_backend
 from datalayer.testing.contract import (
+    ConversationExecuteSuite,
+    ConversationReadsSuite,
+    ListingExecuteSuite,
+    ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
@@ -25,7 +29,13 @@ from datalayer.testing.contract import (
 from tests.conftest import TIER
 from tests.contract.plain_sql import Statement, deletion, upsert
 from tests.contract.sharded_place import ShardedClient, place_of
-from tests.contract.sharded_suites import ShardedMessageGuardSuite, ShardedUserGuardSuite, ShardedUserReadsSuite
+from tests.contract.sharded_suites import (
+    ShardedConversationGuardSuite,
+    ShardedListingGuardSuite,
+    ShardedMessageGuardSuite,
+    ShardedUserGuardSuite,
+    ShardedUserReadsSuite,
+)
 
 
 class _MemoryProgram:
@@ -121,6 +131,38 @@ class TestUsersPort(_Memory, PortSuite):
     domain = "users"
 
 
+class TestConversationsPort(_Memory, PortSuite):
+    domain = "conversations"
+
+
+class TestListingsPort(_Memory, PortSuite):
+    domain = "listings"
+
+
+class TestConversationReads(_Memory, ConversationReadsSuite):
+    pass
+
+
+class TestListingReads(_Memory, ListingReadsSuite):
+    pass
+
+
+class TestConversationExecute(_Memory, ConversationExecuteSuite):
+    pass
+
+
+class TestListingExecute(_Memory, ListingExecuteSuite):
+    pass
+
+
+class TestConversationGuard(_Memory, ShardedConversationGuardSuite):
+    pass
+
+
+class TestListingGuard(_Memory, ShardedListingGuardSuite):
+    pass
+
+
 class TestMessageReads(_Memory, MessageReadsSuite):
     pass
 
@@ -151,6 +193,38 @@ class TestSqliteMessagesPort(_LongSqlite, PortSuite):
 
 class TestSqliteUsersPort(_LongSqlite, PortSuite):
     domain = "users"
+
+
+class TestSqliteConversationsPort(_LongSqlite, PortSuite):
+    domain = "conversations"
+
+
+class TestSqliteListingsPort(_LongSqlite, PortSuite):
+    domain = "listings"
+
+
+class TestSqliteConversationReads(_LongSqlite, ConversationReadsSuite):
+    pass
+
+
+class TestSqliteListingReads(_LongSqlite, ListingReadsSuite):
+    pass
+
+
+class TestSqliteConversationExecute(_LongSqlite, ConversationExecuteSuite):
+    pass
+
+
+class TestSqliteListingExecute(_LongSqlite, ListingExecuteSuite):
+    pass
+
+
+class TestSqliteConversationGuard(_LongSqlite, ShardedConversationGuardSuite):
+    pass
+
+
+class TestSqliteListingGuard(_LongSqlite, ShardedListingGuardSuite):
+    pass
 
 
 class TestSqliteMessageReads(_LongSqlite, MessageReadsSuite):

@@ -3,16 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
-from datalayer.errors import AlreadyExists, Conflict, NotFound, PreconditionFailed
+from datalayer.errors import AlreadyExists, NotFound, PreconditionFailed
 from datalayer.layer import DataLayer
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.routing import route as routes
 from datalayer.settings import Settings
 from tests.integration.live import coordinator_of, create_schemas, life_cycle, preload, settings_of, traffic
+from tests.integration.talk import talk
 from tests.servers import Servers
 
 pytestmark = pytest.mark.servers
@@ -157,49 +158,13 @@ async def test_conversations_and_their_lists_go_over_and_back(
     urls = {"a": place(source), "b": place(target)}
     settings = settings_of(urls, messages="a", users="a", control=place(source))
     await create_schemas(settings)
-    owner, guests = uuid4(), [uuid4() for _ in range(4)]
-    async with DataLayer.open(settings) as layer:
-        rooms = [(await layer.conversations.create(members={owner: "owner"})).id for _ in range(6)]
-        read: dict[UUID, UUID] = {}
-        there: dict[UUID, set[UUID]] = {room: {owner} for room in rooms}
-        moving = asyncio.Event()
-
-        async def churn(mine: list[UUID]) -> int:
-            rounds = 0
-            while not moving.is_set():
-                room, guest = mine[rounds % len(mine)], guests[rounds % len(guests)]
-                await layer.conversations.add_member(room, guest)
-                there[room].add(guest)
-                said = await layer.messages.append(room, sender_id=owner, body=f"{rounds}")
-                read[room] = (await layer.conversations.mark_read(room, owner, said.id)).read_up_to or owner
-                assert read[room] == said.id
-                await layer.conversations.update(room, title=f"{rounds}")
-                if rounds % 3 == 0:
-                    await layer.conversations.remove_member(room, guest)
-                    there[room].discard(guest)
-                rounds += 1
-            return rounds
-
+    async with DataLayer.open(settings) as layer, talk(layer) as talking:
         async with coordinator_of(settings, domain) as coordinator:
-            busy = [asyncio.create_task(churn(rooms[:3])), asyncio.create_task(churn(rooms[3:]))]
             await coordinator.migrate("b")
             await coordinator.rollback()
             await coordinator.migrate("b")
-            moving.set()
-            assert min(await asyncio.gather(*busy)) > 3
+            await talking.stop()
             verdict = await coordinator.verify()
             assert verdict["clean"], verdict
             await coordinator.complete()
-        while (await layer.projector.lag()).behind:
-            await asyncio.sleep(0.05)
-        for room in rooms:
-            assert {one.user_id for one in (await layer.conversations.members(room)).items} == there[room]
-            member = await layer.conversations.member(room, owner)
-            assert member is not None
-            assert member.read_up_to == read[room]
-        for user in (owner, *guests):
-            page = await layer.conversations.of_user(user)
-            assert {one.conversation_id for one in page.items} == {room for room in rooms if user in there[room]}
-            assert all(one.newest == read[one.conversation_id] for one in page.items)
-        with pytest.raises(Conflict):
-            await layer.conversations.remove_member(rooms[0], owner)
+        await talking.audit()

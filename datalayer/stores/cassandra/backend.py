@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _KEYSPACE: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _DATA_CENTRE: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_NEEDS_COMPARE_AND_SET: Final = frozenset({"users", "conversations"})
+_NEEDS_COMPARE_AND_SET: Final = frozenset({"users", "conversations", "listings"})
 REQUESTS_PER_POOL_SLOT: Final = 25
 
 
