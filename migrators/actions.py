@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed, SchemaBehind, VerificationFailed
-from datalayer.migrators.around import leave_domain
+from datalayer.migrators.around import SHORT_BACKLOG, drain_around, leave_domain
 from datalayer.migrators.backfill import Backfill
 from datalayer.migrators.fleet import await_fleet
 from datalayer.migrators.plan import Until
@@ -227,6 +227,7 @@ async def run_verification(work: Work, mode: str | None = None) -> Verdict:
 async def check_arm(work: Work) -> str:
     """Nothing is known that would stop the cut-over."""
     await check_ready(work)
+    await drain_around(work, enough=SHORT_BACKLOG)
     return "ready"
 
 

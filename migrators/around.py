@@ -12,14 +12,15 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from datalayer.errors import DatalayerError, NotFinished
+from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed, Quarantine
 from datalayer.routing.replay import Replayer
 from datalayer.routing.shards import parse_group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from datalayer.control.base import Migration
+    from datalayer.domains.record import Record
     from datalayer.migrators.work import Work
     from datalayer.routing.places import Places
     from datalayer.routing.route import Place, Routing
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 BATCH: Final = 500
 ROUNDS: Final = 10_000
+SHORT_BACKLOG: Final = 200
 IDLE_S: Final = 0.02
 RETRY_S: Final = 0.2
 
@@ -72,7 +74,7 @@ async def drain_around(work: Work, *, enough: int = 0) -> int:
     """Replay what the domain's journal holds at the group's authority to the domain's source; how many records.
 
     Until no more than ``enough`` were found: before the hold, while others write, it may never be empty. Raises what
-    the source raises: a hold steps back then.
+    the source raises (a hold steps back then), and PreconditionFailed for a record that it cannot store.
     """
     around = work.around
     if around is None:
@@ -84,12 +86,24 @@ async def drain_around(work: Work, *, enough: int = 0) -> int:
     for _ in range(ROUNDS):
         records = await journal.pending(BATCH)
         if records:
-            await source.apply(records)
+            await _apply(around, source, records)
             await journal.settle(records)
             done += len(records)
         if len(records) <= enough:
             return done
     raise NotFinished(f"the journal of {around.migration.id} does not get shorter")
+
+
+async def _apply(around: Around, source: Guard, records: Sequence[Record]) -> None:
+    try:
+        await source.apply(records)
+    except Quarantine as error:
+        (kind, key), reason = next(iter(error.rejected.items()))
+        raise PreconditionFailed(
+            f"{kind} {key.hex()} cannot be stored by {around.migration.source.backend!r}, "
+            f"where the way back of {around.migration.id} leads: {reason}",
+            hint=f"mend it; or datalayer migrations complete {around.migration.id}, if the way back is not needed",
+        ) from error
 
 
 async def replay_around(places: Places, around: Around, note: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import MigrationError, NotFinished, Unavailable
 from datalayer.migrators.actions import VERDICT, check_ready
-from datalayer.migrators.around import drain_around
+from datalayer.migrators.around import SHORT_BACKLOG, drain_around
 from datalayer.migrators.verify import Verifier
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.route import Phase
@@ -26,7 +26,6 @@ CHANGED_MAX: Final = 50
 CHANGED_BEFORE_MAX: Final = 5000
 SHORT_WAITS_S: Final = (0.0, 0.05, 0.2)
 SETTLE_ROUNDS: Final = 50
-SHORT_BACKLOG: Final = 200
 
 
 async def check_hold(work: Work) -> str:

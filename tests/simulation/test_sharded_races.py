@@ -272,3 +272,31 @@ def test_a_journal_that_does_not_answer_keeps_no_reader_beyond_his_deadline() ->
         assert world.clock.monotonic() - began < 1.1
 
     world.run(main())
+
+
+def test_what_its_domain_s_source_cannot_store_stops_a_group_before_leases_bind() -> None:
+    world = ShardedWorld(14, eager=False)
+
+    async def main() -> None:
+        process = await world.start()
+        ann = await process.layer.users.create(username="ann")
+        await asyncio.wait([world.command("out", OPTIONS, _to(SHARDS)).task])
+        world.servers[SINGLE].refuse = lambda record: "too bad" if "bad" in record.fields else None
+        await process.layer.users.update(ann.id, display_name="bad")
+
+        def its_group(sharding: Sharding) -> list[tuple[Group, str]]:
+            group = sharding.map.group_of(ann.id.bytes)
+            return [(group, next(m for m in MEMBERS if m != sharding.shard_of[group]))]
+
+        mover = world.move(its_group, OPTIONS, parallel=1)
+        await asyncio.wait([mover.task], timeout=60.0)
+        refused = mover.task.exception()
+        assert isinstance(refused, PreconditionFailed)
+        assert "'s', where the way back of users-1 leads: too bad" in str(refused)
+        assert world.control.migrations["users-2"].phase == "dual"
+        await process.layer.users.update(ann.id, display_name="good")
+        mover = world.move(its_group, OPTIONS, parallel=1)
+        await asyncio.wait([mover.task], timeout=60.0)
+        assert mover.task.exception() is None
+
+    world.run(main())
