@@ -2,7 +2,8 @@
 
 ``matrix``: cases of some journeys of the sharded crash matrix; ``lives``: whole lives; ``quiet``: a journey without any
 fault, in which no caller may see an error; ``sleeper`` and ``new mover``: a mover that wakes or begins while somebody
-rolls its domain back; ``half moved``: a domain sent home when its mover has died (takeover).
+rolls its domain back; ``half moved``: a domain sent home when its mover has died;
+``late reader``: a process that wakes when reads go to the shards (takeover).
 """
 
 import asyncio
@@ -18,9 +19,9 @@ from datalayer.control.base import coordinator_lease
 from datalayer.migrators import coordinator, hold, run, shards
 from datalayer.migrators.lease import held_lease
 from datalayer.migrators.plan import PLAN, Action, Stage
-from datalayer.routing import watchdog
 from datalayer.routing.router import Router
 from datalayer.routing.shardguard import ShardedGuard
+from datalayer.routing.shards import parse_group
 from datalayer.routing.watchdog import Watchdog
 from datalayer.stores.base import GuardState
 
@@ -31,7 +32,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 class Mutant:
     name: str
     patch: Patch
-    killed_by: Literal["matrix", "lives", "quiet", "sleeper", "new mover", "half moved"]
+    killed_by: Literal["matrix", "lives", "quiet", "sleeper", "new mover", "half moved", "late reader"]
     journeys: tuple[str, ...] = ()
     at: str = ""
     """Cases of the matrix at this action or call only."""
@@ -65,17 +66,21 @@ def half_sealed_stays_sealed(patch: pytest.MonkeyPatch) -> None:
 
 
 def domain_before_its_groups(patch: pytest.MonkeyPatch) -> None:
-    def groups_last(items: Any, *, key: Any) -> Any:
-        return sorted(items, key=key, reverse=True)
+    inner = Watchdog._meet_groups
 
-    patch.setattr(watchdog, "sorted", groups_last, raising=False)
+    def domains_first(self: Watchdog, routings: Any) -> list[str]:
+        groups = inner(self, routings)
+        return [*(name for name in self._routers if parse_group(name) is None), *groups]
+
+    patch.setattr(Watchdog, "_meet_groups", domains_first)
 
 
 def groups_met_after_the_domain(patch: pytest.MonkeyPatch) -> None:
     inner = Watchdog._meet_groups
 
-    def later(self: Watchdog, routings: Any) -> None:
+    def later(self: Watchdog, routings: Any) -> list[str]:
         asyncio.get_running_loop().call_later(0.05, inner, self, routings)
+        return []
 
     patch.setattr(Watchdog, "_meet_groups", later)
 
@@ -168,7 +173,7 @@ MUTANTS = [
         "fence_for_good",
     ),
     Mutant("half sealed stays sealed", half_sealed_stays_sealed, "matrix", ("out, back, out, complete",), "guard.seal"),
-    Mutant("the domain's route before its groups'", domain_before_its_groups, "lives"),
+    Mutant("the domain's route before its groups'", domain_before_its_groups, "late reader"),
     Mutant("groups met after the domain", groups_met_after_the_domain, "quiet", ("out",)),
     Mutant("a nested router never gives up", a_nested_router_never_gives_up, "quiet", HANDED),
     Mutant("moves without the lease of the domain", moves_without_the_lease_of_the_domain, "new mover"),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Until
+from datalayer.routing.route import Phase
 from datalayer.stores.memory.faults import Call
 from datalayer.testing.simulation.checks import watch_authorities
 from datalayer.testing.simulation.sharded import (
@@ -105,3 +106,29 @@ def send_home_half_moved() -> str:
         return type(home.task.exception()).__name__
 
     return str(world.run(main()))
+
+
+def wake_when_armed() -> None:
+    """A process sleeps from before its domain leaves for shards until reads go there; its readers must not notice."""
+    world = ShardedWorld(7, eager=False, assist=False)
+
+    async def main() -> None:
+        traffic = sharded_traffic(world, pause_s=0.002)
+        await traffic.lay_down(await world.start())
+        sleeper = await world.start()
+        traffic.employ(sleeper)
+        world.loop.pause(sleeper.machine)
+        out = world.command("out", OPTIONS, lambda c: c.migrate(SHARDS))
+        await world.elapse(3.0)
+        assert world.control.routes["users"].phase is Phase.ARMED
+        # Far from the shards: it takes long to look at them.
+        sleeper.wire.profile.delay_s = 0.05
+        world.loop.resume(sleeper.machine)
+        await asyncio.wait([out.task], timeout=60.0)
+        assert out.task.exception() is None
+        traffic.stopped.set()
+        await asyncio.wait(sleeper.tasks)
+        assert world.history.permanent == [], world.history.permanent[:3]
+        await judge_at_the_end(world, traffic)
+
+    world.run(main())

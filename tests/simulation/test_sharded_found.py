@@ -8,7 +8,7 @@ from datalayer.stores.memory.faults import Fault
 from datalayer.testing.simulation.matrix import Case, Point, number
 from datalayer.testing.simulation.sharded_matrix import ShardedMatrix
 from datalayer.testing.simulation.world import Pair
-from tests.simulation.takeover import send_home_half_moved, take_over
+from tests.simulation.takeover import send_home_half_moved, take_over, wake_when_armed
 
 USERS = Pair(domain="users")
 
@@ -45,3 +45,7 @@ def test_a_mover_waits_while_its_domain_is_rolled_back() -> None:
 
 def test_a_domain_does_not_start_while_one_of_its_groups_is_half_moved() -> None:
     assert send_home_half_moved() == "PreconditionFailed"
+
+
+def test_a_process_that_wakes_when_reads_go_to_shards_knows_their_groups_first() -> None:
+    wake_when_armed()

@@ -15,7 +15,7 @@ from datalayer.testing.simulation.sharded_matrix import SHARDED_JOURNEYS, Sharde
 from datalayer.testing.simulation.world import Pair
 from tests.conftest import TIER
 from tests.simulation.sharded_mutants import MUTANTS, Mutant
-from tests.simulation.takeover import send_home_half_moved, take_over
+from tests.simulation.takeover import send_home_half_moved, take_over, wake_when_armed
 
 USERS = Pair(domain="users")
 SEEDS = 120
@@ -72,6 +72,8 @@ def hunt(mutant: Mutant) -> None:
                 ShardedLife(seed).run()
         case "half moved":
             send_home_half_moved()
+        case "late reader":
+            wake_when_armed()
         case "sleeper":
             take_over("asleep")
         case "new mover":
