@@ -96,12 +96,20 @@ class MemoryServer:
         self._quarantine(records)
 
     def apply_as(self, place: PlaceKey, attempt: int, records: Sequence[Record]) -> None:
-        """Apply as the replayer of an attempt: past the fence, not journalled, nowhere once the attempt has ended."""
+        """Apply as the replayer of an attempt: past its fence, not in its journal, nowhere once the attempt has ended.
+
+        To the guard of another attempt this is a write like any other.
+        """
         side = self.live_side(place, attempt)
         table = self.table(place)
+        others = [other for other in self._sides.get(place, {}).values() if other is not side]
+        if any(other.fence_now(self.clock.monotonic()) != "open" for other in others):
+            msg = f"{place[0]} is sealed in {self.name} by another attempt"
+            raise StaleRoute(msg)
         for record in self._storable(records):
-            if side.tombs.get(record.ident, -1) < record.version:
-                self.put(table, record)
+            if side.tombs.get(record.ident, -1) < record.version and self.put(table, record):
+                for other in others:
+                    other.note(record)
         self._quarantine(records)
 
     def put(self, table: Table, record: Record) -> bool:
@@ -209,8 +217,7 @@ class MemoryServer:
 
     def _journal(self, place: PlaceKey, record: Record) -> None:
         for side in self._sides.get(place, {}).values():
-            if side.installed:
-                side.journal[record.ident] = record.version
+            side.note(record)
 
     def _hard_deleted(self, place: PlaceKey, key: Key) -> Record | None:
         versions = [side.tombs[key] for side in self._sides.get(place, {}).values() if key in side.tombs]

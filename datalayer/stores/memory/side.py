@@ -8,7 +8,7 @@ from datalayer.errors import MigrationError
 from datalayer.stores.base import GuardState
 
 if TYPE_CHECKING:
-    from datalayer.domains.record import Key
+    from datalayer.domains.record import Key, Record
     from datalayer.stores.base import FenceState
 
 
@@ -39,6 +39,11 @@ class Side:
         if not self.installed:
             self.installed = True
             self._fence = "sealed" if sealed else "open"
+
+    def note(self, record: Record) -> None:
+        """Enter what was written, while the journal is on."""
+        if self.installed:
+            self.journal[record.ident] = record.version
 
     def fence(self, flip: int, until: float) -> None:
         """Refuse writes until then; a seal is never weakened."""

@@ -103,7 +103,10 @@ class SqliteGuard:
                 connection.executemany(relation.upsert, rows)
             connection.execute("DELETE FROM datalayer_pass WHERE domain = ? AND attempt = ?", self._key)
 
-        await self._db.write(work)
+        try:
+            await self._db.write(work)
+        except Fenced as error:
+            raise StaleRoute(f"{self._domain} is sealed here by another attempt") from error
 
     async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
         lapse_us = int(lapse_s * 1_000_000)

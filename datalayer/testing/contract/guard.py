@@ -281,6 +281,42 @@ class GuardSuite:
         done = await store.execute(self._removal(entity), fixture.deadline())
         assert done.entity.version >= record.version + 2 + DOMAINS[self.domain].kinds[0].lead
 
+    async def _second(self, fixture: StoreFixture, store: Any) -> Guard:
+        """The guard of another attempt at the same place: a slot group moves while its domain has a way back."""
+        second: Guard = store.guard(next(fixture.attempts))
+        await second.install(self._token(fixture, store), sealed=False)
+        return second
+
+    async def test_apply_of_one_attempt_is_a_write_to_the_journal_of_another(self, fixture: StoreFixture) -> None:
+        store, guard, maker = await self._guarded(fixture)
+        other = await self._second(fixture, store)
+        record = maker.main(self.domain)
+        lead = DOMAINS[self.domain].kinds[0].lead
+        gone = DOMAINS[self.domain].tombstone(record.kind, record.key, record.version + 2 + lead)
+        for applied in (record, gone):
+            await guard.apply([applied])
+            assert (await store.fetch([record.ident]))[record.ident].version == applied.version, "it was lifted"
+            found = await other.journal.pending(10)
+            assert [(one.ident, one.version) for one in found] == [(record.ident, applied.version)]
+            await other.journal.settle(found)
+            await guard.apply([record])
+            assert await other.journal.backlog() == 0, "it was not newer"
+        assert await guard.journal.backlog() == 0
+        for each in (guard, other):
+            state = await each.state()
+            assert (state.installed, state.tampered) == (True, False)
+
+    async def test_apply_of_one_attempt_does_not_pass_the_fence_of_another(self, fixture: StoreFixture) -> None:
+        store, guard, maker = await self._guarded(fixture)
+        other = await self._second(fixture, store)
+        record = maker.main(self.domain)
+        await other.fence(self._token(fixture, store), 1, LONG_S, LOCK_S)
+        await refused(StaleRoute, guard.apply([record]))
+        assert await store.fetch([record.ident]) == {}
+        await other.remove(self._token(fixture, store), keep_fence=False)
+        await guard.apply([record])
+        assert (await store.fetch([record.ident]))[record.ident].version == record.version
+
     # fence
     async def test_fence_refuses_every_write_and_leaves_nothing_of_it(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)

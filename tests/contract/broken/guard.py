@@ -294,6 +294,26 @@ def an_ended_attempt_still_applies(broken: BrokenStores) -> None:
     replace(broken.server, "apply_as", lambda _: lambda place, attempt, records: broken.server.apply(place, records))
 
 
+@breaks(
+    GuardSuite,
+    "test_apply_of_one_attempt_is_a_write_to_the_journal_of_another",
+    "test_apply_of_one_attempt_does_not_pass_the_fence_of_another",
+)
+def an_apply_knows_no_other_attempt(broken: BrokenStores) -> None:
+    def make(apply_as: Any) -> Any:
+        def alone(place: Place, attempt: int, records: Sequence[Record]) -> None:
+            there = sides(broken.server, place)
+            others = {number: there.pop(number) for number in list(there) if number != attempt}
+            try:
+                apply_as(place, attempt, records)
+            finally:
+                there.update(others)
+
+        return alone
+
+    replace(broken.server, "apply_as", make)
+
+
 @breaks(GuardSuite, "test_writes_meet_what_the_replayer_applied")
 def writes_do_not_look_at_applied_versions(broken: BrokenStores) -> None:
     def make(execute: Any) -> Any:
