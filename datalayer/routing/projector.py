@@ -29,7 +29,7 @@ from datalayer.errors import Closed, DatalayerError, LostLease
 from datalayer.routing.consistency import reading, reading_after
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control
@@ -41,7 +41,9 @@ log = logging.getLogger("datalayer.projector")
 LEASE: Final = "projector/listings"
 LEASE_TTL_S: Final = 10.0
 PAUSE_S: Final = 0.05
-"""Between two rounds: what comes meanwhile is done together."""
+"""Between two rounds of changed members: what comes meanwhile is done together."""
+ACTIVITY_S: Final = 0.4
+"""Between two rounds of messages, each of which writes every member's list: a busy conversation costs no more."""
 SWEEP_S: Final = 2.0
 GRACE_US: Final = 2_000_000
 """A sweep leaves younger changes to the process that made them."""
@@ -82,7 +84,8 @@ class Projector:
         self._jitter = jitter
         self._members: dict[bytes, Record] = {}
         self._active: dict[UUID, UUID] = {}
-        self._wake = asyncio.Event()
+        self._wake_members = asyncio.Event()
+        self._wake_active = asyncio.Event()
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._unused_until = float("-inf")
@@ -98,7 +101,7 @@ class Projector:
             if record.kind == "member" and (len(self._members) < OFFERS_MAX or record.key in self._members):
                 self._members[record.key] = record
         if self._members:
-            self._wake.set()
+            self._wake_members.set()
 
     def appended(self, message: Message) -> None:
         """A message was appended here: a queue put, and nothing else."""
@@ -108,14 +111,19 @@ class Projector:
             return
         if known is None or known.bytes < message.id.bytes:
             self._active[message.conversation_id] = message.id
-        self._wake.set()
+            self._wake_active.set()
 
     # --- the task --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Follow from now on, until ``stop``."""
         self._tasks = [
-            asyncio.create_task(self._follow(), name="datalayer-projector"),
+            asyncio.create_task(
+                self._follow(self._wake_members, PAUSE_S, self.show_members), name="datalayer-projector-members"
+            ),
+            asyncio.create_task(
+                self._follow(self._wake_active, ACTIVITY_S, self.show_activity), name="datalayer-projector-activity"
+            ),
             asyncio.create_task(self._sweep_forever(), name="datalayer-projector-sweep"),
         ]
 
@@ -127,19 +135,22 @@ class Projector:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
-    async def _follow(self) -> None:
+    async def _follow(self, wake: asyncio.Event, pause_s: float, act: Callable[[], Awaitable[None]]) -> None:
         with _as_nobody():
             while not self._stopped.is_set():
-                await self._wake.wait()
-                self._wake.clear()
-                await self._pause(PAUSE_S)
-                await self.step()
+                await wake.wait()
+                wake.clear()
+                await self._pause(pause_s)
+                await act()
 
-    async def step(self) -> None:
-        """Do what was told until now."""
+    async def show_members(self) -> None:
+        """Show the members that were changed here until now."""
         members, self._members = self._members, {}
-        active, self._active = self._active, {}
         await self._try(self._show_members(list(members.values())))
+
+    async def show_activity(self) -> None:
+        """Show the messages that were appended here until now."""
+        active, self._active = self._active, {}
         if active and await self._used():
             await self._all(self._show_activity(conversation, newest) for conversation, newest in active.items())
 

@@ -52,6 +52,7 @@ class Talk:
         """Everything acknowledged is there, and the lists show it."""
         await self.stop()
         async with asyncio.timeout(30):
+            await self.layer.projector.show_activity()
             while (await self.layer.projector.lag()).behind:
                 await asyncio.sleep(0.05)
         for room in self._rooms:

@@ -174,6 +174,7 @@ async def test_a_list_is_by_last_activity_and_comes_in_pages(layer: DataLayer) -
     await follow(layer)
     assert await listed(layer, ann) == rooms[::-1]
     message = await layer.messages.append(rooms[0], sender_id=ann, body="hi")
+    await layer.projector.show_activity()
     await _until(layer, bob, rooms[0])
     page = await layer.conversations.of_user(bob, limit=2)
     rest = await layer.conversations.of_user(bob, limit=2, cursor=page.next_cursor)
@@ -241,7 +242,8 @@ async def test_lists_that_are_down_lose_nothing_and_hold_up_nobody(deployment: D
     deployment.servers["other"].up = False
     made = await layer.conversations.create(members={ann: "owner"})
     await layer.messages.append(made.id, sender_id=ann, body="hi")
-    await layer.projector.step()
+    await layer.projector.show_members()
+    await layer.projector.show_activity()
     assert (await layer.projector.lag()).behind == 1
     with pytest.raises(Unavailable):
         await layer.conversations.of_user(ann)
@@ -262,7 +264,7 @@ async def test_who_uses_messages_alone_pays_nothing_for_lists(layer: DataLayer) 
     store.members = members
     for _ in range(5):
         await layer.messages.append(uuid4(), sender_id=uuid4(), body="hi")
-    await layer.projector.step()
+    await layer.projector.show_activity()
     assert asked == []
 
 
@@ -270,7 +272,9 @@ async def test_a_change_that_comes_while_it_is_shown_is_shown_too(layer: DataLay
     ann = uuid4()
     made = await layer.conversations.create(members={ann: "owner"})
     ids = [IDS.uuid7() for _ in range(20)]
-    await asyncio.gather(*(layer.conversations.mark_read(made.id, ann, one) for one in ids), layer.projector.step())
+    await asyncio.gather(
+        *(layer.conversations.mark_read(made.id, ann, one) for one in ids), layer.projector.show_members()
+    )
     await follow(layer)
     (entry,) = (await layer.conversations.of_user(ann)).items
     assert entry.read_up_to == max(ids)
