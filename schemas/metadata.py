@@ -9,6 +9,7 @@ claims. The defaults are there for programs that write without this library.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -241,6 +242,7 @@ def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
     return (users_table(attempt), claims_table(attempt))
 
 
+@lru_cache(maxsize=512)
 def journal_tables(domain: str, attempt: int) -> JournalTables:
     """What the guard of a side writes while the attempt lives; it carries the attempt's number."""
     meta = sa.MetaData()

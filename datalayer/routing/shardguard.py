@@ -31,15 +31,11 @@ class ShardedGuard:
         self.journal: Journal = ShardedJournal(self)
         self.store = store
         self._attempt = attempt
-        self._guards: dict[int, Guard] = {}
-        """By the store they guard: to put a guard's statements together takes longer than a hold has."""
 
     async def of(self, group: Group) -> Guard:
         """The guard of one group's tables, where they are now."""
-        store = await self.store.store(group)
-        if id(store) not in self._guards:
-            self._guards[id(store)] = store.guard(group.numbered(self._attempt))
-        return self._guards[id(store)]
+        guard: Guard = (await self.store.store(group)).guard(group.numbered(self._attempt))
+        return guard
 
     def groups(self) -> Sequence[Group]:
         """All groups of the place."""

@@ -63,11 +63,15 @@ class SqlStore:
         self.db = db
         self.product = product
         self.attempt = attempt
+        self._guards: dict[int, Guard] = {}
+        """By attempt: to put a guard's statements together takes longer than a hold has."""
         self.relations: dict[str, Relation] = {one.kind.name: one for one in relations}
         self.kinds: Sequence[Kind] = tuple(one.kind for one in relations)
 
     def guard(self, attempt: int) -> Guard:
-        return self.product.guard(self, attempt)
+        if attempt not in self._guards:
+            self._guards[attempt] = self.product.guard(self, attempt)
+        return self._guards[attempt]
 
     async def create(self) -> None:
         async with self.db.transaction() as tx:
