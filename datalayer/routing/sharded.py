@@ -10,16 +10,21 @@ groups' authorities.
 from __future__ import annotations
 
 import heapq
+from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from datalayer.domains.messages import NIL
 from datalayer.domains.record import ROUTING_BYTES
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import Swap, UpdateUser
 from datalayer.errors import (
+    AlreadyExists,
+    Conflict,
     CrossShardError,
     DatalayerError,
     DeadlineExceeded,
+    NotFound,
     Quarantine,
     SchemaBehind,
     StaleRoute,
@@ -259,7 +264,23 @@ class ShardedUsers(ShardedStore):
         if isinstance(mutation, UpdateUser) and not CLAIMED.intersection(name for name, _ in mutation.changes):
             # No claim is touched: one transaction of the user's own group, which queues writers on the row's lock.
             return await self.router(mutation.id.bytes).execute(mutation, deadline)
-        return await self.claiming.execute(mutation, deadline)
+        try:
+            executed = await self.claiming.execute(mutation, deadline)
+        except (NotFound, Conflict, AlreadyExists):
+            await self._ask_the_fence(mutation.id, deadline)
+            raise
+        if not executed.records:
+            await self._ask_the_fence(mutation.id, deadline)
+        return executed
+
+    async def _ask_the_fence(self, user_id: UUID, deadline: Deadline) -> None:
+        """Raise Fenced where what a change was refused by may be stale.
+
+        It was read, and no fence speaks where nothing is written: a writer with an old route would be refused by the
+        rows of a side that is sealed. A change of nobody in the user's group has to pass the fence.
+        """
+        with suppress(NotFound):
+            await self.router(user_id.bytes).execute(UpdateUser(NIL, ()), deadline)
 
     async def get(self, user_id: UUID, deadline: Deadline) -> User | None:
         def call(store: Any, deadline: Deadline) -> Any:

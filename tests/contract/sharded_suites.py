@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from datalayer.domains import users
 from datalayer.domains.record import Key, Record
-from datalayer.errors import Fenced
-from datalayer.testing.contract import ForeignWriterSuite, Maker, StoreFixture, UserReadsSuite, outcomes
+from datalayer.domains.users import CreateUser, UpdateUser
+from datalayer.errors import AlreadyExists, Conflict, Fenced, NotFound
+from datalayer.testing.contract import ForeignWriterSuite, Maker, StoreFixture, UserReadsSuite, outcomes, refused
 from datalayer.testing.contract.guard import LOCK_S, LONG_S, dirty_records
 from datalayer.testing.contract.port import by_key, scanned
 
@@ -104,6 +105,27 @@ class ShardedUserGuardSuite(_ShardedGuardSuite):
     """Users."""
 
     domain: ClassVar[str] = "users"
+
+    async def test_what_is_refused_by_rows_of_a_fenced_place_is_refused_by_its_fence(
+        self, fixture: StoreFixture
+    ) -> None:
+        # Whoever has an old route would else be told "absent" or "taken" by a side that is sealed and stale.
+        store, guard, maker = await self._guarded(fixture)
+        create = self._new(maker)
+        stored = (await store.execute(create, fixture.deadline())).entity
+        gone = (await store.execute(self._new(maker), fixture.deadline())).entity
+        await store.execute(self._removal(gone), fixture.deadline())
+        taken = CreateUser(maker.id(), stored.username)
+        renamed = UpdateUser(maker.id(), (("username", maker.id().hex),))
+        other = UpdateUser(stored.id, (("username", maker.id().hex),), expected_version=1)
+        unchanged = (create, self._removal(gone))
+        for mutation, error in ((taken, AlreadyExists), (renamed, NotFound), (other, Conflict)):
+            await refused(error, store.execute(mutation, fixture.deadline()))
+        for mutation in unchanged:
+            assert (await store.execute(mutation, fixture.deadline())).records == ()
+        await guard.fence(self._token(fixture, store), 1, LONG_S, LOCK_S)
+        for mutation in (taken, renamed, other, *unchanged):
+            await refused(Fenced, store.execute(mutation, fixture.deadline()))
 
     async def test_no_write_is_acknowledged_after_the_fence_under_writers(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)

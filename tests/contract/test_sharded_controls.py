@@ -96,6 +96,13 @@ def one_group_is_left_unfenced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ShardedGuard, "fence", fenced)
 
 
+def a_refusal_asks_no_fence(patch: pytest.MonkeyPatch) -> None:
+    async def silent(_self: ShardedUsers, _user_id: Any, _deadline: Any) -> None:
+        """Whatever was read is believed."""
+
+    patch.setattr(ShardedUsers, "_ask_the_fence", silent)
+
+
 def the_state_is_that_of_one_group(patch: pytest.MonkeyPatch) -> None:
     async def state(self: ShardedGuard) -> GuardState:
         return await (await self.of(self.groups()[0])).state()
@@ -146,6 +153,11 @@ CONTROLS: list[tuple[Patch, type, tuple[str, ...]]] = [
         one_group_is_left_unfenced,
         ShardedMessageGuardSuite,
         ("test_every_group_is_fenced_sealed_and_opened",),
+    ),
+    (
+        a_refusal_asks_no_fence,
+        ShardedUserGuardSuite,
+        ("test_what_is_refused_by_rows_of_a_fenced_place_is_refused_by_its_fence",),
     ),
     (the_state_is_that_of_one_group, _Suite, ("half_open",)),
 ]
