@@ -10,6 +10,7 @@ from datalayer.errors import DatalayerError
 from datalayer.testing.simulation.history import Violation
 from datalayer.testing.simulation.loop import Stuck
 from datalayer.testing.simulation.matrix import Case, all_cases, number
+from datalayer.testing.simulation.sharded import ShardedWorld, sharded_traffic
 from datalayer.testing.simulation.sharded_life import ShardedLife
 from datalayer.testing.simulation.sharded_matrix import SHARDED_JOURNEYS, ShardedMatrix
 from datalayer.testing.simulation.world import Pair
@@ -40,6 +41,12 @@ class _Slowly:
 
 
 class _SlowFlips(ShardedMatrix):
+    """So much traffic that every flip holds some of it."""
+
+    def _make_traffic(self) -> Any:
+        assert isinstance(self.world, ShardedWorld), "made by the matrix"
+        return sharded_traffic(self.world, pause_s=0.01)
+
     @property
     def failpoints(self) -> Any:
         return _Slowly(self.numbered)
