@@ -8,11 +8,11 @@ from tests.conftest import TIER
 
 T = TypeVar("T")
 SECONDS = {
-    "crash matrix": {"check": 1.2, "test": 75.0, "deep": 900.0},
-    "simulation": {"check": 1.5, "test": 80.0, "deep": 1800.0},
+    "crash matrix": {"check": 1.2, "test": 45.0, "deep": 900.0},
+    "simulation": {"check": 1.5, "test": 50.0, "deep": 1800.0},
     "users": {"check": 0.5, "test": 10.0, "deep": 300.0},
-    "sharded matrix": {"check": 0.8, "test": 30.0, "deep": 900.0},
-    "sharded": {"check": 0.8, "test": 45.0, "deep": 1200.0},
+    "sharded matrix": {"check": 0.8, "test": 25.0, "deep": 900.0},
+    "sharded": {"check": 0.8, "test": 30.0, "deep": 1200.0},
 }
 
 
