@@ -75,6 +75,8 @@ class Stage:
     messages: int
     say: Callable[[str], None]
     sabotage: Sabotage | None = None
+    command_s: float = COMMAND_S
+    """How long a command may take."""
     failures: list[str] = field(default_factory=list)
     _workers: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
 
@@ -138,6 +140,11 @@ class Stage:
         """End a worker by SIGKILL, in the middle of whatever it does."""
         await _kill(self._workers.pop(name))
 
+    @property
+    def workers(self) -> list[str]:
+        """The names of those that run."""
+        return list(self._workers)
+
     def pid(self, name: str) -> int:
         """The process id of a worker."""
         return self._workers[name].pid
@@ -165,14 +172,14 @@ class Stage:
         watching = asyncio.create_task(watch()) if watch is not None else None
         try:
             waiting = {output} if watching is None else {output, watching}
-            done, _ = await asyncio.wait(waiting, timeout=COMMAND_S, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting, timeout=self.command_s, return_when=asyncio.FIRST_COMPLETED)
             if watching is not None and watching in done:
                 watching.result()
             if output not in done:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL)
             if not done:
-                self.failures.append(f"datalayer {' '.join(words)} took more than {COMMAND_S:.0f} s")
+                self.failures.append(f"datalayer {' '.join(words)} took more than {self.command_s:.0f} s")
             stdout, stderr = await output
         finally:
             if watching is not None:

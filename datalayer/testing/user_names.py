@@ -207,6 +207,13 @@ class Names:
         elif event.kind in {Kind.READ, Kind.ITEM}:
             self._show(event)
 
+    def strangers(self) -> frozenset[bytes]:
+        """Users that were shown, but that nobody has begun to create; they are left out from here on."""
+        found = frozenset(user for user, story in self.stories.items() if not story.writes)
+        for user in found:
+            del self.stories[user]
+        return found
+
     def settle(self) -> None:
         """To be called once after the last event."""
         for story in self.stories.values():

@@ -47,6 +47,8 @@ class UserFindings:
     violations: tuple[Violation, ...]
     rows: Findings
     refused_free: int
+    strangers: int = 0
+    """Users that were shown and that no ledger speaks of."""
     refusals: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -74,13 +76,17 @@ class UserFindings:
             "unread": self.rows.unread,
             "lifted": self.rows.lifted,
             "refused_free": self.refused_free,
+            "strangers": self.strangers,
             "refusals": dict(self.refusals),
             "errors": self.errors,
         }
 
 
-def check(events: Iterable[Event]) -> UserFindings:
-    """Judge a whole ledger (``read_ledgers``)."""
+def check(events: Iterable[Event], *, alone: bool = True) -> UserFindings:
+    """Judge a whole ledger (``read_ledgers``).
+
+    ``alone``: nobody but the ledgers' processes has made users, so that any other one is a ghost.
+    """
     names, rows = Names(), []
     refusals: Counter[str] = Counter()
     for event in events:
@@ -90,11 +96,15 @@ def check(events: Iterable[Event]) -> UserFindings:
             rows.append(kept)
             if event.kind is Kind.FAIL and event.text.startswith(_ALLOWED):
                 refusals[event.text] += 1
+    strangers = frozenset() if alone else names.strangers()
+    if strangers:
+        # The head of a page names the user after whom it begins, and stands for what follows it.
+        rows = [event for event in rows if event.kind is Kind.PAGE or event.key[16:] not in strangers]
     names.settle()
     judged = oracle.judge(collect(rows))
     judge = _NameJudge(names)
     violations = sorted([*judged.violations, *judge.run()], key=lambda one: (KINDS.index(one.kind), one.at_ns))
-    return UserFindings(tuple(violations), judged, judge.refused_free, dict(refusals))
+    return UserFindings(tuple(violations), judged, judge.refused_free, len(strangers), dict(refusals))
 
 
 def _row_event(event: Event) -> Event | None:

@@ -186,3 +186,24 @@ def test_refusals_are_counted_and_are_no_errors() -> None:
     assert findings.refusals == {"AlreadyExists.username": 1}
     assert findings.errors == {}
     assert findings.told()["acknowledged"] == 1
+
+
+def test_a_user_that_no_ledger_speaks_of_is_a_ghost_unless_others_have_made_users() -> None:
+    told = Told()
+    told.tell(Kind.READ, Op.GET, ONE, 0, 1, version=START_US + 1, token=bytes([7] * 16), text=Sets(7, 0).note)
+    assert told.kinds() == ["ghost"]
+    findings = user_oracle.check(told.events, alone=False)
+    assert (findings.violations, findings.strangers) == ((), 1)
+
+
+def test_a_page_that_begins_after_a_stranger_is_a_page_of_its_own() -> None:
+    told = Told()
+    told.wrote(TWO, 0, 1, Sets(7, 0))
+    stranger = USERS + uuid7_at(START_US + 1, 5).bytes
+    for number, key in enumerate((TWO, TWO)):
+        times = (10 + 10 * number, 15 + 10 * number)
+        told.tell(Kind.PAGE, Op.HISTORY, stranger, *times, token=key[16:], flags=Flag.OLDEST_FIRST, items=1)
+        shown = {"version": START_US + 2, "token": bytes(16), "text": Sets(7, 0).note}
+        told.tell(Kind.ITEM, Op.HISTORY, key, *times, seq=told.seq, **shown)  # type: ignore[arg-type]
+    told.tell(Kind.READ, Op.GET, stranger, 30, 31, version=START_US + 1, token=bytes([7] * 16), text=Sets(9, 0).note)
+    assert user_oracle.check(told.events, alone=False).violations == ()

@@ -1,5 +1,6 @@
 """Mistakes that the users' job has found, each as small as it can be told."""
 
+import asyncio
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from datalayer.domains.record import Key
 from datalayer.errors import MigrationError, NotFinished
 from datalayer.migrators import hold
 from datalayer.migrators.options import MigrateOptions
+from datalayer.stores.postgres.listener import Listener
 from datalayer.stores.sql.statement import expanded
 
 
@@ -45,3 +47,28 @@ def test_postgres_looks_pairs_up_by_a_join_not_by_a_chain_of_ors() -> None:
     assert expanded("postgresql", pairs, "keys", (None, None), 2).endswith("IN (VALUES (%s, %s), (%s, %s))")
     one = sa.select(table.c.c).where(table.c.a.in_(keys))
     assert expanded("postgresql", one, "keys", None, 2).endswith("IN (%s, %s)")
+
+
+async def test_a_listener_that_is_cancelled_while_it_begins_leaves_no_connection_open() -> None:
+    """A data layer that was closed soon after it was opened, on a machine under load, left one to the collector."""
+
+    class Connection:
+        discarded = False
+
+        async def execute(self, _: object) -> None:
+            await asyncio.Event().wait()
+
+        def discard(self) -> None:
+            self.discarded = True
+
+    connection = Connection()
+
+    async def connect() -> Any:
+        return connection
+
+    adding = asyncio.create_task(Listener(connect).add("channel", lambda: None))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    adding.cancel()
+    await asyncio.gather(adding, return_exceptions=True)
+    assert connection.discarded

@@ -75,7 +75,7 @@ class Listener:
         if connection is not None:
             try:
                 await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-            except psycopg.Error:
+            except BaseException:  # cancelled too: nobody else knows this connection yet
                 connection.discard()
                 raise
         return connection
