@@ -86,6 +86,7 @@ class Projector:
         self._active: dict[UUID, UUID] = {}
         self._wake_members = asyncio.Event()
         self._wake_active = asyncio.Event()
+        self._round = asyncio.Lock()
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._unused_until = float("-inf")
@@ -149,10 +150,11 @@ class Projector:
         await self._try(self._show_members(list(members.values())))
 
     async def show_activity(self) -> None:
-        """Show the messages that were appended here until now."""
-        active, self._active = self._active, {}
-        if active and await self._used():
-            await self._all(self._show_activity(conversation, newest) for conversation, newest in active.items())
+        """Show the messages that were appended here until now; also those that a round under way has taken."""
+        async with self._round:
+            active, self._active = self._active, {}
+            if active and await self._used():
+                await self._all(self._show_activity(conversation, newest) for conversation, newest in active.items())
 
     async def _sweep_forever(self) -> None:
         with _as_nobody():
@@ -257,8 +259,7 @@ class Projector:
                 self._unused_until = now + UNUSED_S
                 return False
         except DatalayerError as error:
-            self._failed(error)
-            return False
+            self._failed(error)  # not known: the lists are tried
         return True
 
     # --- parts -----------------------------------------------------------------------------------------------------
