@@ -47,6 +47,9 @@ class Job:
     """Rows a second of the moves beside which calls are measured; 0: as fast as they go."""
     kills: bool = True
     max_hold_ms: float = 1000.0
+    """Of a slot group."""
+    whole_hold_ms: float = 4000.0
+    """Of the whole domain: on the way home every slot group is fenced in a transaction of its own."""
     kill_every: int = 1
     """2: at every second point only, the last one included."""
     way_back: Literal["rollback", "migrate"] = "rollback"
@@ -107,9 +110,9 @@ class Scenario:
         await self.fleet.serve(self.job.rest_s / 5)
         return told
 
-    @property
-    def _hold(self) -> tuple[str, ...]:
-        return ("--max-hold", f"{self.job.max_hold_ms:g}", "--yes")
+    def _hold(self, *, whole: bool = False) -> tuple[str, ...]:
+        limit_ms = self.job.whole_hold_ms if whole else self.job.max_hold_ms
+        return ("--max-hold", f"{limit_ms:g}", "--yes")
 
     async def killed(self, words: Sequence[str], kills: Sequence[str]) -> None:
         """Run a command once for each point at which it dies; a worker dies, too."""
@@ -143,11 +146,13 @@ class Scenario:
     async def over(self) -> None:
         """From one database to two shards."""
         until = ("--until", "complete") if self.job.way_back == "migrate" else ()
-        await self.through(("migrate", "users", "--to", "shards", *until, *self._hold), OVER_KILLS, "moving to shards")
+        await self.through(
+            ("migrate", "users", "--to", "shards", *until, *self._hold(whole=True)), OVER_KILLS, "moving to shards"
+        )
 
     async def rebalance(self) -> None:
         """To four shards, one server killed on the way; every shard then holds its share."""
-        words = ("shards", "rebalance", *self._hold)
+        words = ("shards", "rebalance", *self._hold())
         if self.job.kills:
             await self.killed(words, MOVE_KILLS)
             await self.outage(words, "s1")
@@ -164,14 +169,14 @@ class Scenario:
             label = f"moving at {rate:g} rows/s" if rate else "moving at full speed"
             with self.fleet.window(label):
                 told = (
-                    await self.fleet.command("shards", "move", "--slots", "0-255", "--to", to, *cap, *self._hold)
+                    await self.fleet.command("shards", "move", "--slots", "0-255", "--to", to, *cap, *self._hold())
                 ).told
             self.fleet.tell(f"{label}: {told['rows_copied']} rows, holds {told['holds_ms']}")
             await self.fleet.serve(self.job.rest_s / 5)
 
     async def drain(self) -> None:
         """Nothing stays on one shard."""
-        await self.through(("shards", "drain", "s1", *self._hold), DRAIN_KILLS, "draining s1")
+        await self.through(("shards", "drain", "s1", *self._hold()), DRAIN_KILLS, "draining s1")
         rows = await self.fleet.rows_by_shard()
         self.fleet.tell(f"rows by shard {rows}")
         assert "s1" not in rows, rows
@@ -179,7 +184,7 @@ class Scenario:
     async def home(self) -> None:
         """Back to the one database."""
         if self.job.way_back == "migrate":
-            words = ("migrate", "users", "--to", "main", *self._hold)
+            words = ("migrate", "users", "--to", "main", *self._hold(whole=True))
             await self.through(words, HOME_KILLS, "moving home")
             await self.fleet.command("migrations", "complete", "--yes")
         else:
@@ -252,16 +257,18 @@ def main() -> None:
     parser.add_argument("--way-back", choices=["rollback", "migrate"], default="rollback")
     parser.add_argument("--no-kills", action="store_true")
     parser.add_argument("--limit", type=float, default=250.0, help="ms of a slot group's hold; 0: none")
+    parser.add_argument("--off-plan", type=float, default=0.05, help="share by which a shard may be off the plan")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     job = Job(
-        chosen.users,
-        min(chosen.sample, chosen.users),
-        chosen.rest,
-        chosen.outage,
-        tuple(float(rate) for rate in chosen.rates.split(",") if rate),
-        not chosen.no_kills,
-        chosen.way_back,
+        users=chosen.users,
+        sample=min(chosen.sample, chosen.users),
+        rest_s=chosen.rest,
+        outage_s=chosen.outage,
+        rates=tuple(float(rate) for rate in chosen.rates.split(",") if rate),
+        kills=not chosen.no_kills,
+        way_back=chosen.way_back,
+        off_plan=chosen.off_plan,
     )
     with Servers() as servers, tempfile.TemporaryDirectory() as folder:
         told = asyncio.run(play(servers, Path(folder) / "fleet", job, limit_ms=chosen.limit))
