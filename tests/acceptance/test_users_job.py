@@ -1,4 +1,4 @@
-"""Users from one Postgres to shards and back on real servers, at the size of a test run."""
+"""Users from one Postgres to shards and back on real servers, at a small size: four minutes on a busy machine, so it is `make deep`'s."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from tests.acceptance.users_job import Job, play
 from tests.servers import Servers
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.deep]
 
 
 async def test_users_move_to_shards_and_back_while_mover_worker_and_shard_are_killed(
