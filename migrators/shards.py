@@ -242,6 +242,8 @@ class Mover:
                     errors.append(error)
 
         await asyncio.gather(*(worker() for _ in range(min(self._parallel, len(left)))))
+        if errors and errors[0].retryable and not isinstance(errors[0], NotFinished):
+            raise NotFinished(f"a move of {self._domain} stopped: {errors[0].message}") from errors[0]
         if errors:
             raise errors[0]
 
