@@ -12,6 +12,7 @@ from __future__ import annotations
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
+from datalayer.errors import MigrationError
 from datalayer.routing.shards import Group
 from datalayer.routing.together import each
 from datalayer.stores.base import GuardState
@@ -62,7 +63,11 @@ class ShardedGuard:
         async def act(group: Group) -> None:
             await (await self.of(group)).seal(token, flip)
 
-        await each(self.groups(), act)
+        try:
+            await each(self.groups(), act)
+        except MigrationError:
+            await self.state()  # the fence of one group had lapsed: those that were sealed are opened again
+            raise
 
     async def open(self, flip: int) -> None:
         async def act(group: Group) -> None:
