@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from datalayer.domains import users
 from datalayer.domains.record import Key, Record
 from datalayer.domains.users import CreateUser, UpdateUser
-from datalayer.errors import AlreadyExists, Conflict, Fenced, NotFound
+from datalayer.errors import AlreadyExists, Conflict, Fenced, NotFound, StaleRoute
 from datalayer.testing.contract import ForeignWriterSuite, Maker, StoreFixture, UserReadsSuite, outcomes, refused
 from datalayer.testing.contract.guard import LOCK_S, LONG_S, dirty_records
 from datalayer.testing.contract.port import by_key, scanned
@@ -61,6 +61,23 @@ class _ShardedGuardSuite(ForeignWriterSuite):
         await guard.open(1)
         for entity in entities.values():
             await store.execute(self._change(maker, entity), fixture.deadline())
+
+    async def test_the_journal_of_a_keys_own_group_is_asked(self, fixture: StoreFixture) -> None:
+        store, guard, maker = await self._guarded(fixture)
+        dirty: dict[Any, Record] = {}
+        while len(dirty) < len(store.map.groups):
+            done = await store.execute(self._new(maker), fixture.deadline())
+            dirty |= {store.map.group_of(record.key): record for record in done.records}
+        for record in dirty.values():
+            assert await guard.journal.dirty([record.routing])
+            assert await guard.journal.dirty([record.routing], [record.ident])
+        token = self._token(fixture, store)
+        for group, record in dirty.items():
+            # One group's journal after the other is gone, while those that come later in turn are still there.
+            await (await guard.of(group)).remove(token, keep_fence=False)
+            await refused(StaleRoute, guard.journal.dirty([record.routing]))
+            await refused(StaleRoute, guard.journal.dirty([record.routing], [record.ident]))
+            await refused(StaleRoute, guard.journal.pending(10))
 
 
 class ShardedUserReadsSuite(UserReadsSuite):

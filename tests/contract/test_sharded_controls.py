@@ -147,7 +147,7 @@ CONTROLS: list[tuple[Patch, type, tuple[str, ...]]] = [
     (
         a_missing_journal_of_another_group_is_clean,
         ShardedMessageGuardSuite,
-        ("test_dirty_is_asked_by_routing_key_and_by_key",),
+        ("test_the_journal_of_a_keys_own_group_is_asked",),
     ),
     (
         one_group_is_left_unfenced,
