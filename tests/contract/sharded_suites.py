@@ -15,6 +15,7 @@ from datalayer.domains import users
 from datalayer.domains.record import Key, Record
 from datalayer.domains.users import CreateUser, UpdateUser
 from datalayer.errors import AlreadyExists, Conflict, Fenced, NotFound, StaleRoute
+from datalayer.routing.shardguard import ShardedGuard
 from datalayer.testing.contract import ForeignWriterSuite, Maker, StoreFixture, UserReadsSuite, outcomes, refused
 from datalayer.testing.contract.guard import LOCK_S, LONG_S, dirty_records
 from datalayer.testing.contract.port import by_key, scanned
@@ -64,6 +65,7 @@ class _ShardedGuardSuite(ForeignWriterSuite):
 
     async def test_the_journal_of_a_keys_own_group_is_asked(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)
+        assert isinstance(guard, ShardedGuard)
         dirty: dict[Any, Record] = {}
         while len(dirty) < len(store.map.groups):
             done = await store.execute(self._new(maker), fixture.deadline())
