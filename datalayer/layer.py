@@ -343,10 +343,16 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
         if make_folders:
             _make_folder(configured.url)
         factory = open_factory(configured.scheme, name)
-        # Known to Postgres alone: the settings refuse them elsewhere.
-        replicas: dict[str, Any] = {"replicas": configured.replicas} if configured.replicas else {}
-        backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock, **replicas)
+        own = _of_postgres(configured)
+        if configured.replicas:
+            own["replicas"] = configured.replicas
+        backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock, **own)
     return backends
+
+
+def _of_postgres(configured: BackendSettings) -> dict[str, Any]:
+    """What Postgres alone knows: the settings refuse it elsewhere."""
+    return {} if configured.partition_messages is None else {"partition_messages": configured.partition_messages}
 
 
 def _members(configured: BackendSettings, clock: Clock, *, make_folders: bool) -> dict[str, Backend]:
@@ -358,7 +364,7 @@ def _members(configured: BackendSettings, clock: Clock, *, make_folders: bool) -
         if make_folders:
             _make_folder(url)
         name = member_name(configured.name, member)
-        members[name] = factory(name, url, pool_max=pool_max, clock=clock)
+        members[name] = factory(name, url, pool_max=pool_max, clock=clock, **_of_postgres(configured))
     return members
 
 

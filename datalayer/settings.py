@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 DOMAINS: Final = ("users", "messages", "conversations", "listings", "presence", "sessions", "typing", "media", "search")
+PERIODS: Final = ("month", "week", "day")
 _BESIDE: Final = {"conversations": "users", "listings": "conversations"}
 """What needs the same of a store as its neighbour, so that a configuration need not name it."""
 DEFAULT_FILE: Final = "datalayer.toml"
@@ -76,6 +77,8 @@ class BackendSettings:
     """Share of each member, relative to the others; 1 where none is given."""
     capacity: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Bytes that a member may be planned to hold; unlimited where none is given."""
+    partition_messages: str | None = None
+    """Postgres: places of messages made from now on are partitioned by this period, one of PERIODS."""
 
     @property
     def scheme(self) -> str:
@@ -229,6 +232,8 @@ def write_default_toml(path: Path) -> None:
 
 def _described(backend: BackendSettings) -> dict[str, Any]:
     described: dict[str, Any] = {"pool_max": backend.pool_max}
+    if backend.partition_messages is not None:
+        described["partition_messages"] = backend.partition_messages
     if backend.url is not None:
         described = {"url": str(backend.url), "replicas": [str(url) for url in backend.replicas], **described}
     else:
@@ -321,7 +326,12 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
     capacity = {
         member: reader.whole((*key, "capacity", member), 0, (1, 1 << 60)) for member in reader.names(*key, "capacity")
     }
+    period = reader.text((*key, "partition_messages"))
+    if period is not None and period not in PERIODS:
+        reader.fault((*key, "partition_messages"), "is no period", choice(period, PERIODS))
     if not reader.faulty(key):
+        if period is not None and any(one.scheme != "postgresql" for one in (url, *members.values()) if one):
+            reader.fault((*key, "partition_messages"), "is known to postgresql alone", "remove it")
         _check_backend(reader, key, url, members, replicas)
         _check_shards(reader, key, members, slot_groups, weights)
         for member in capacity:
@@ -338,6 +348,7 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
         slot_groups,
         MappingProxyType(weights),
         MappingProxyType(capacity),
+        period,
     )
 
 

@@ -19,6 +19,7 @@ _KNOWN: Final[tuple[Key, ...]] = (
     ("backends", _ANY, "weights", _ANY),
     ("backends", _ANY, "capacity", _ANY),
     ("backends", _ANY, "slot_groups"),
+    ("backends", _ANY, "partition_messages"),
     ("routes", _ANY),
     ("control", "url"),
     ("control", "password"),

@@ -15,6 +15,8 @@ from datalayer.domains.record import Key, Record
 from datalayer.settings import BackendUrl
 from datalayer.stores.base import Backend
 from datalayer.stores.postgres.backend import create_backend
+from datalayer.stores.postgres.partitions import Unit
+from datalayer.stores.postgres.stores import PostgresMessages
 from datalayer.testing.contract import (
     ControlFixture,
     ControlSuite,
@@ -67,17 +69,43 @@ class _Program:
             await connection.execute(statement[0].encode(), statement[1])
 
 
+class _ToPartitions(_Program):
+    """It writes into the partitions themselves."""
+
+    async def upsert(self, store: Any, record: Record) -> None:
+        statement = upsert(record, self._fixture.attempt_of(store), "%s", binary_ids=False)
+        await self._run(await self._directly(store, record.key, statement))
+
+    async def delete(self, store: Any, key: Key) -> None:
+        statement = deletion(key, self._fixture.attempt_of(store), "%s", binary_ids=False)
+        await self._run(await self._directly(store, key[1], statement))
+
+    @staticmethod
+    async def _directly(store: PostgresMessages, key: bytes, statement: Statement) -> Statement:
+        id = uuid.UUID(bytes=key[16:])
+        parts = [part for part, _ in await store.partitions.listed()]
+        (part,) = (one for one in parts if (not one.low or one.low <= id) and (not one.high or id < one.high))
+        table = store.relations["message"].table.name
+        assert f" {table} " in statement[0], "control: the statement names the parent"
+        return statement[0].replace(f" {table} ", f" {part.name} "), statement[1]
+
+
 class _Postgres:
+    period: Unit | None = None
+    program: type[_Program] = _Program
+
     @pytest.fixture
     async def fixture(self, seed: int, url: str, attempts: Iterator[int]) -> AsyncIterator[StoreFixture]:
         async def connect() -> Backend:
-            backend = create_backend("main", BackendUrl.parse(url), pool_max=8, clock=SystemClock())
+            backend = create_backend(
+                "main", BackendUrl.parse(url), pool_max=8, clock=SystemClock(), partition_messages=self.period
+            )
             await backend.open()
             await backend.ensure_schema(create=True)
             return backend
 
         async with StoreFixture(connect, attempts, seed=seed) as fixture:
-            fixture.foreign = _Program(url, fixture)
+            fixture.foreign = self.program(url, fixture)
             yield fixture
 
 
@@ -151,6 +179,30 @@ class TestUserExecute(_Postgres, UserExecuteSuite):
 
 class TestMessageGuard(_Postgres, ForeignWriterSuite):
     pass
+
+
+class _Partitioned(_Postgres):
+    period = "month"
+
+
+class TestPartitionedPort(_Partitioned, PortSuite):
+    pass
+
+
+class TestPartitionedReads(_Partitioned, MessageReadsSuite):
+    pass
+
+
+class TestPartitionedExecute(_Partitioned, MessageExecuteSuite):
+    pass
+
+
+class TestPartitionedGuard(_Partitioned, ForeignWriterSuite):
+    pass
+
+
+class TestPartitionedGuardDirectly(_Partitioned, ForeignWriterSuite):
+    program = _ToPartitions
 
 
 class TestUserGuard(_Postgres, ForeignWriterSuite):

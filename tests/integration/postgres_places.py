@@ -17,6 +17,7 @@ from datalayer.settings import BackendUrl
 from datalayer.stores.base import Token
 from datalayer.stores.postgres.backend import PostgresBackend, create_backend
 from datalayer.stores.postgres.guard import PostgresGuard
+from datalayer.stores.postgres.partitions import Unit
 from datalayer.stores.postgres.stores import PostgresMessages
 from tests.servers import Servers
 
@@ -97,9 +98,11 @@ class Place:
 
 
 @asynccontextmanager
-async def place(url: str) -> AsyncIterator[Place]:
+async def place(url: str, partition_messages: Unit | None = None) -> AsyncIterator[Place]:
     """A schema made anew: without a guard, without a row."""
-    backend = create_backend("main", BackendUrl.parse(url), pool_max=8, clock=CLOCK)
+    backend = create_backend(
+        "main", BackendUrl.parse(url), pool_max=8, clock=CLOCK, partition_messages=partition_messages
+    )
     try:
         async with program(url, "datalayer/test") as admin:
             await admin.execute("DROP SCHEMA public CASCADE")

@@ -11,6 +11,7 @@ from datalayer.schemas import history, metadata
 from datalayer.stores.base import MetaRow
 from datalayer.stores.postgres.database import PostgresDatabase
 from datalayer.stores.postgres.guard import PostgresGuard
+from datalayer.stores.postgres.partitions import create_partitioned
 from datalayer.stores.postgres.replicas import LogEnd, PostgresReplica, ReplicaDatabase, place_of, share_out
 from datalayer.stores.postgres.rows import PostgresCodec
 from datalayer.stores.postgres.schema import SCHEMA_LOCK, PostgresSchema
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from datalayer.clock import Clock, Deadline
     from datalayer.settings import BackendUrl
     from datalayer.stores.base import AuthorityClass, Guard, Token
+    from datalayer.stores.postgres.partitions import Unit
     from datalayer.stores.replicated import LogPosition
     from datalayer.stores.sql.codec import RowCodec
     from datalayer.stores.sql.database import Dialect, Row, SqlDatabase
@@ -42,9 +44,10 @@ _STORES: Final[dict[str, type[PostgresMessages | PostgresUsers | PostgresConvers
     "listings": PostgresListings,
 }
 _ESTIMATE: Final = """
-SELECT CASE WHEN c.reltuples < 0 OR c.relpages = 0 THEN -1
+SELECT c.oid::regclass::text, CASE WHEN pg_relation_size(c.oid) = 0 THEN 0 WHEN c.reltuples < 0 OR c.relpages = 0 THEN -1
   ELSE (c.reltuples / c.relpages * (pg_relation_size(c.oid) / current_setting('block_size')::int))::bigint END
-FROM pg_class c WHERE c.oid = to_regclass(%s)"""
+FROM pg_class c WHERE c.oid = to_regclass(%s)
+  OR c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass(%s)::oid)"""
 
 
 class PostgresProduct:
@@ -53,9 +56,10 @@ class PostgresProduct:
     dialect: Dialect = "postgresql"
     codec: RowCodec
 
-    def __init__(self, db: PostgresDatabase, clock: Clock) -> None:
+    def __init__(self, db: PostgresDatabase, clock: Clock, partition_messages: Unit | None = None) -> None:
         self.codec = PostgresCodec()
         self.clock = clock
+        self.partition_messages = partition_messages
         self._db = db
 
     async def sample(self, db: SqlDatabase, relation: Relation, n: int) -> list[Row]:
@@ -67,11 +71,11 @@ class PostgresProduct:
         return await db.fetch(f"SELECT * FROM ({sql}) s ORDER BY random() LIMIT %s", (n,))  # noqa: S608
 
     async def estimate(self, db: SqlDatabase, table: sa.Table) -> int:
-        rows = await db.fetch(_ESTIMATE, (table.name,))
-        if rows and int(rows[0][0]) >= 0:
-            return int(rows[0][0])
-        counted = await db.fetch(f"SELECT count(*) FROM {table.name}")  # noqa: S608
-        return int(counted[0][0])
+        parts = await db.fetch(_ESTIMATE, (table.name, table.name)) or [(table.name, -1)]
+        total = sum(int(guess) for _, guess in parts if guess >= 0)
+        for name in (name for name, guess in parts if guess < 0):
+            total += int((await db.fetch(f"SELECT count(*) FROM {name}"))[0][0])  # noqa: S608
+        return total
 
     def guard(self, store: SqlStore, attempt: int) -> Guard:
         return PostgresGuard(self._db, store, attempt)
@@ -83,11 +87,19 @@ class PostgresBackend:
     product: str = "postgresql"
     authority_class: AuthorityClass = "transactional"
 
-    def __init__(self, name: str, db: PostgresDatabase, clock: Clock, replicas: Sequence[PostgresReplica] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        db: PostgresDatabase,
+        clock: Clock,
+        replicas: Sequence[PostgresReplica] = (),
+        *,
+        partition_messages: Unit | None = None,
+    ) -> None:
         self.name = name
         self.db = db
         self.replicas = replicas
-        self._product = PostgresProduct(db, clock)
+        self._product = PostgresProduct(db, clock, partition_messages)
         self._log = LogEnd(db)
 
     async def open(self) -> None:
@@ -125,7 +137,7 @@ class PostgresBackend:
 
     def sql_schema(self) -> PostgresSchema:
         """The way to this database's schema, for the schema tools."""
-        return PostgresSchema(self.db)
+        return PostgresSchema(self.db, self._first_places)
 
     async def ensure_schema(self, *, create: bool) -> None:
         tables = metadata.serving_tables()
@@ -162,12 +174,22 @@ class PostgresBackend:
             for name in made:
                 # without its row, a database from before the rows were written is still told from a new one
                 if new or name not in {metadata.SCHEMA_TABLE, metadata.LOG_TABLE}:
-                    for ddl in create_table("postgresql", tables[name]):
+                    for ddl in self._ddl(tables[name]):
                         await tx.run(ddl)
             if new:
                 for revision in history.THIS.heads:
                     stamp = f"INSERT INTO {metadata.SCHEMA_TABLE} (version_num) VALUES (%s) ON CONFLICT DO NOTHING"  # noqa: S608
                     await tx.run(stamp, (revision,))
+
+    def _ddl(self, table: sa.Table) -> list[str]:
+        unit = self._product.partition_messages
+        if unit is None or table.name != "messages":
+            return create_table("postgresql", table)
+        return create_partitioned(table, unit, self._product.clock.now_us() // 1000)
+
+    def _first_places(self) -> list[str]:
+        """DDL of the tables of a new database that are not made as the first revision says."""
+        return self._ddl(metadata.messages_table()) if self._product.partition_messages else []
 
     async def _purged_tables(self) -> set[str]:
         """The plain tables of domains whose data has moved away: a purge has dropped them, and nothing asks for them."""
@@ -201,13 +223,23 @@ class PostgresBackend:
 def _store(
     db: PostgresDatabase, product: PostgresProduct, domain: str, attempt: int
 ) -> PostgresMessages | PostgresUsers | PostgresConversations | PostgresListings:
+    if domain == "messages":
+        return PostgresMessages(db, product, attempt, partition=product.partition_messages)
     return _STORES[domain](db, product, attempt)
 
 
 def create_backend(
-    name: str, url: BackendUrl, *, pool_max: int, clock: Clock, replicas: Sequence[BackendUrl] = ()
+    name: str,
+    url: BackendUrl,
+    *,
+    pool_max: int,
+    clock: Clock,
+    replicas: Sequence[BackendUrl] = (),
+    partition_messages: Unit | None = None,
 ) -> PostgresBackend:
     """A backend of a ``postgresql://`` URL, not yet opened. ``pool_max`` is shared with its replicas.
+
+    ``partition_messages``: places of messages made from now on are partitioned by time.
 
     ConfigurationError for a replica behind a pooler.
     """
@@ -226,4 +258,4 @@ def create_backend(
         return PostgresReplica(db, place, each, lambda domain, attempt: _store(db, product, domain, attempt))
 
     db = PostgresDatabase(url, name=name, process=process, pool_max=mine)
-    return PostgresBackend(name, db, clock, [replica(one) for one in replicas])
+    return PostgresBackend(name, db, clock, [replica(one) for one in replicas], partition_messages=partition_messages)

@@ -30,7 +30,9 @@ LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
   AND x.virtualtransaction = l.virtualtransaction
 LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
-WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n)
+WHERE l.locktype = 'relation' AND l.granted AND l.relation IN (
+    WITH named AS (SELECT to_regclass(n)::oid AS oid FROM unnest(%s::text[]) n)
+    SELECT oid FROM named UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN named ON named.oid = i.inhparent)
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.pid IS DISTINCT FROM pg_backend_pid()
 GROUP BY l.pid, a.application_name, a.backend_type, a.state, a.xact_start, p.gid
@@ -38,9 +40,10 @@ ORDER BY bool_and(l.mode IN ('AccessShareLock', 'RowShareLock')), a.xact_start N
 
 
 class Barrier:
-    """Runs steps that need the data's tables free of writers."""
+    """Runs steps that need the data's tables, with their partitions, free of writers; ``alone``: of readers, too."""
 
-    def __init__(self, db: PostgresDatabase, tables: tuple[str, ...]) -> None:
+    def __init__(self, db: PostgresDatabase, tables: tuple[str, ...], *, alone: bool = False) -> None:
+        self._mode = "ACCESS EXCLUSIVE" if alone else "SHARE ROW EXCLUSIVE"
         self._db = db
         self._tables = tables
         self._names = ", ".join(tables)
@@ -72,9 +75,7 @@ class Barrier:
     async def lock(self, tx: PostgresTransaction) -> None:
         """On return no other transaction has written and not ended, and none can write until this one ends."""
         await tx.run(f"LOCK TABLE {self._names} IN SHARE UPDATE EXCLUSIVE MODE")
-        await tx.run_script(
-            [f"SET LOCAL lock_timeout = {LOCK_MS}", f"LOCK TABLE {self._names} IN SHARE ROW EXCLUSIVE MODE"]
-        )
+        await tx.run_script([f"SET LOCAL lock_timeout = {LOCK_MS}", f"LOCK TABLE {self._names} IN {self._mode} MODE"])
 
     async def holders(self) -> list[str]:
         """Who holds locks on the tables: writers and DDL first, then readers; oldest transaction first."""

@@ -3,6 +3,10 @@
 What is in force stands in one row of datalayer_fence per (domain, attempt). It is written in the transaction of each
 step, together with a fingerprint of our triggers and functions, the server's system identifier and its timeline:
 whoever changes them, and every failover, makes ``state`` say ``tampered``, and no step that builds on the journal runs.
+
+A table may be partitioned, one level deep. Partitions are guarded like their parent and belong into the fingerprint with
+their bounds: whoever attaches, detaches or drops one is seen as well. Our own changes of them (``partitions``) go through
+``live_guards`` and write the fingerprint anew in their own transaction.
 """
 
 from __future__ import annotations
@@ -38,11 +42,16 @@ _ROW: Final = (
 )
 # Statements over the catalogue: what the guard consists of, and which life of the server made it.
 _FINGERPRINT: Final = """
+WITH named AS (SELECT to_regclass(n)::oid AS oid FROM unnest(%s::text[]) n),
+  parts AS (SELECT i.inhrelid AS oid, i.inhdetachpending AS leaving FROM pg_inherits i JOIN named ON named.oid = i.inhparent)
 SELECT coalesce((
     SELECT string_agg(concat_ws(':', c.relname, t.tgrelid, t.oid, t.xmin, t.tgenabled), ' ' ORDER BY t.oid)
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-    WHERE NOT t.tgisinternal AND t.tgrelid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n)
-      AND t.tgname ~ %s), '')
+    WHERE (NOT t.tgisinternal OR t.tgparentid <> 0)
+      AND (t.tgrelid IN (SELECT oid FROM named) OR t.tgrelid IN (SELECT oid FROM parts)) AND t.tgname ~ %s), '')
+  || coalesce((
+    SELECT ' ' || string_agg(concat_ws(':', c.oid, parts.leaving, pg_get_expr(c.relpartbound, c.oid)), ' ' ORDER BY c.oid)
+    FROM parts JOIN pg_class c ON c.oid = parts.oid), '')
   || ' ' || coalesce((
     SELECT string_agg(concat_ws(':', p.oid, p.xmin), ' ' ORDER BY p.oid) FROM pg_proc p
     WHERE p.proname = ANY (%s::text[]) AND p.pronamespace = current_schema()::regnamespace), '')
@@ -55,9 +64,20 @@ FROM pg_constraint c
 WHERE c.contype = 'f' AND c.conrelid <> c.confrelid
   AND (c.conrelid = ANY (%s::text[]::regclass[]::oid[])) <> (c.confrelid = ANY (%s::text[]::regclass[]::oid[]))
 LIMIT 1"""
-_PARTITIONED: Final = """
+_UNGUARDABLE: Final = """
 SELECT c.relname FROM pg_class c
-WHERE c.oid = ANY (%s::text[]::regclass[]::oid[]) AND (c.relkind <> 'r' OR c.relispartition OR c.relhassubclass) LIMIT 1"""
+WHERE c.oid = ANY (%s::text[]::regclass[]::oid[]) AND (c.relkind NOT IN ('r', 'p') OR c.relispartition
+  OR c.relkind = 'r' AND c.relhassubclass
+  OR EXISTS (SELECT FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid
+    WHERE i.inhparent = c.oid AND (p.relkind <> 'r' OR p.relhassubclass OR i.inhdetachpending))) LIMIT 1"""
+_PARTS: Final = """
+SELECT c.relname::text, i.inhrelid::regclass::text FROM pg_class c JOIN pg_inherits i ON i.inhparent = c.oid
+WHERE c.oid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n) ORDER BY i.inhrelid"""
+_LIVE: Final = (
+    f"SELECT attempt FROM {FENCE_TABLE} WHERE domain = %s AND place = %s AND NOT ended ORDER BY attempt FOR UPDATE"  # noqa: S608
+)
+GUARD_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('datalayer_guard', 0))"
+"""Had by whoever installs a guard, or changes the partitions under one."""
 
 
 class _Row(NamedTuple):
@@ -95,7 +115,7 @@ class PostgresGuard:
 
     async def install(self, token: Token, *, sealed: bool) -> None:
         async def step(tx: PostgresTransaction) -> None:
-            await tx.run("SELECT pg_advisory_xact_lock(hashtextextended('datalayer_guard', 0))")
+            await tx.run(GUARD_LOCK)
             await tx.run(CREATE_FENCE_TABLE)
             row = await self._row(tx, token)
             if row is not None and row.ended and row.place != self._store.attempt:
@@ -109,12 +129,15 @@ class PostgresGuard:
             text = await self._text(tx)
             await tx.run_script(text.prepare())
             await self._barrier.lock(tx)
+            if text.parts:
+                await self._check_tables(tx)
+                text = await self._text(tx)
             await tx.run_script([*text.install(), *(text.refuse("seal", 0, None) if sealed else ())])
             await tx.run(
                 f"INSERT INTO {FENCE_TABLE} (domain, attempt, place, fence) VALUES (%s, %s, %s, %s)",  # noqa: S608
                 (*self._key, self._store.attempt, "sealed" if sealed else "open"),
             )
-            await self._remember(tx)
+            await self.remember(tx)
 
         await self._barrier.run(step, INSTALL_TIMEOUT_S)
 
@@ -130,11 +153,14 @@ class PostgresGuard:
             # the seal of this flip will be refused.
             await tx.run("SET LOCAL synchronous_commit = off")
             await self._barrier.lock(tx)
+            if text.parts:
+                self._check_sound(row, await self._fingerprint(tx))
+                text = await self._text(tx)
             until = (await tx.run("SELECT (clock_timestamp() + make_interval(secs => %s))::text", (lapse_s,)))[0][0]
             await tx.run_script(text.refuse("lapse", flip, until))
             await self._switch_off(tx, text.fence_triggers("seal"))
             await self._set(tx, flip=flip, fence="lapsing", lapses_at=until)
-            await self._remember(tx)
+            await self.remember(tx)
 
         await self._barrier.run(step, lock_timeout_s)
 
@@ -149,10 +175,11 @@ class PostgresGuard:
             row = await self._sound_row(tx, token)
             if row.flip != flip or row.now != "lapsing":
                 raise MigrationError(f"the fence of flip {flip} had lapsed before it was sealed")
+            text = await self._text(tx) if text.parts else text
             await tx.run_script(text.refuse("seal", flip, None))
             await self._switch_off(tx, text.fence_triggers("lapse"))
             await self._set(tx, flip=flip, fence="sealed", lapses_at=None)
-            await self._remember(tx)
+            await self.remember(tx)
 
         await self._barrier.run(step, SEAL_TIMEOUT_S)
 
@@ -208,17 +235,17 @@ class PostgresGuard:
         raise MigrationError(f"attempt {self._attempt} of {self._store.domain} has no guard here: nothing to open")
 
     async def state(self) -> GuardState:
-        try:
-            rows = await self._db.fetch(_ROW, self._key)
-        except StaleRoute:
-            rows = []
-        if not rows:
+        row = await self._look()
+        if row is None:
             return GuardState(installed=False, fence="open", flip=0)
-        row = _Row(*rows[0])
         tampered = False
-        if not row.ended:
+        while not row.ended:
             found = await self._db.fetch(_FINGERPRINT, self._catalogue())
             tampered = str(found[0][0]) != row.fingerprint
+            again = await self._look() if tampered else row
+            if again is None or again.fingerprint == row.fingerprint:
+                break
+            row = again  # a step, or a new partition, came between the two looks
         return GuardState(not row.ended and row.place == self._store.attempt, row.now, row.flip, tampered)
 
     async def apply(self, records: Sequence[Record]) -> None:
@@ -240,6 +267,20 @@ class PostgresGuard:
         for ghost in ghosts:
             with suppress(Undo):
                 await self._bury(text, ghost)
+
+    # --- what changes partitions under a guard ---------------------------------------------------------------------
+
+    async def sound(self, tx: PostgresTransaction) -> bool:
+        """Whether nobody else has changed anything; of a guard whose row this transaction has locked."""
+        row = _Row(*(await tx.run(_ROW, self._key))[0])
+        return row.fingerprint == await self._fingerprint(tx)
+
+    async def remember(self, tx: PostgresTransaction) -> None:
+        """Take what is there now for sound."""
+        await tx.run(
+            f"UPDATE {FENCE_TABLE} SET fingerprint = %s WHERE domain = %s AND attempt = %s",  # noqa: S608
+            (await self._fingerprint(tx), *self._key),
+        )
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
@@ -293,6 +334,13 @@ class PostgresGuard:
             if await tx.run(sql, params):
                 raise Undo
 
+    async def _look(self) -> _Row | None:
+        try:
+            rows = await self._db.fetch(_ROW, self._key)
+        except StaleRoute:
+            return None
+        return _Row(*rows[0]) if rows else None
+
     async def _row(self, tx: PostgresTransaction, token: Token) -> _Row | None:
         await take_token(tx, token)
         rows = await tx.run(f"{_ROW} FOR UPDATE", self._key)
@@ -324,34 +372,35 @@ class PostgresGuard:
                 f"the foreign key {name} from {inside} to {outside} crosses the border of {self._store.domain}",
                 hint="drop it: the two sides will be in different stores",
             )
-        for (name,) in await tx.run(_PARTITIONED, (names,)):
-            raise PreconditionFailed(f"{name} is partitioned or inherited from: its guard could be walked around")
+        for (name,) in await tx.run(_UNGUARDABLE, (names,)):
+            raise PreconditionFailed(
+                f"{name} is a partition or inherited from, or a partition of it is no plain table of its own: its guard "
+                "could be walked around"
+            )
 
     async def _text(self, tx: PostgresTransaction) -> GuardText:
         schema = str((await tx.run("SELECT current_schema()"))[0][0])
-        return GuardText(self._store.domain, self._store.attempt, self._attempt, schema)
+        parts: dict[str, list[str]] = {}
+        for table, part in await tx.run(_PARTS, (list(self._tables),)):
+            parts.setdefault(str(table), []).append(str(part))
+        return GuardText(self._store.domain, self._store.attempt, self._attempt, schema, parts)
 
     async def _switch_off(self, tx: PostgresTransaction, triggers: tuple[str, ...]) -> None:
         """DISABLE, never DROP: DROP TRIGGER waits behind pg_dump and blocks every reader meanwhile."""
         found = await tx.run(
             "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgname = ANY (%s::text[]) "
-            "AND tgrelid = ANY (%s::text[]::regclass[]::oid[]) AND tgenabled <> 'D'",
-            (list(triggers), list(self._tables)),
+            "AND (tgrelid = ANY (%s::text[]::regclass[]::oid[]) OR tgrelid IN (SELECT inhrelid FROM pg_inherits "
+            "WHERE inhparent = ANY (%s::text[]::regclass[]::oid[]))) AND tgenabled <> 'D'",
+            (list(triggers), list(self._tables), list(self._tables)),
         )
         if found:
-            await tx.run_script([f"ALTER TABLE {table} DISABLE TRIGGER {trigger}" for table, trigger in found])
+            await tx.run_script([f"ALTER TABLE ONLY {table} DISABLE TRIGGER {trigger}" for table, trigger in found])
 
     async def _set(self, tx: PostgresTransaction, *, flip: int, fence: FenceState, lapses_at: str | None) -> None:
         await tx.run(
             f"UPDATE {FENCE_TABLE} SET flip = %s, fence = %s, lapses_at = %s::timestamptz "  # noqa: S608
             "WHERE domain = %s AND attempt = %s",
             (flip, fence, lapses_at, *self._key),
-        )
-
-    async def _remember(self, tx: PostgresTransaction) -> None:
-        await tx.run(
-            f"UPDATE {FENCE_TABLE} SET fingerprint = %s WHERE domain = %s AND attempt = %s",  # noqa: S608
-            (await self._fingerprint(tx), *self._key),
         )
 
     async def _fingerprint(self, tx: PostgresTransaction) -> str:
@@ -362,3 +411,14 @@ class PostgresGuard:
         functions = [name for table in text.tables for name in (table.lift, table.note)]
         pattern = f"^datalayer_[abcd]_[a-z]+_{self._attempt}(_row)?$"
         return (list(self._tables), pattern, [*functions, text.refuse_function, text.truncate_function])
+
+
+async def live_guards(tx: PostgresTransaction, db: PostgresDatabase, store: SqlStore) -> list[PostgresGuard]:
+    """The guards of a store's tables that have not ended; none can be installed, and none of them takes a step, until
+    the transaction ends. Call it before the tables are locked, as the guards' own steps do.
+    """
+    await tx.run(GUARD_LOCK)
+    if not await tx.run(_PRESENT, ([FENCE_TABLE],)):
+        return []
+    rows = await tx.run(_LIVE, (store.domain, store.attempt))
+    return [PostgresGuard(db, store, int(row[0])) for row in rows]

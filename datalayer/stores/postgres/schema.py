@@ -20,7 +20,7 @@ from datalayer.schemas.shapes import PLACE_NAME, ColumnShape, IndexShape, TableS
 from datalayer.stores.postgres.database import BEGIN, PostgresTransaction
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from datalayer.schemas.script import Dialect, Script, Step
     from datalayer.stores.postgres.connection import DeadlineConnection
@@ -35,8 +35,15 @@ ROLLBACK_S: Final = 2.0
 SCHEMA_LOCK: Final = "hashtextextended('datalayer_schema', 0)"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _INDEX: Final = re.compile(
-    r"create (?:unique )?index concurrently (?:if not exists )?\"?([a-z_][a-z0-9_]*)", re.IGNORECASE
+    r"(create (?:unique )?index) concurrently (?:if not exists )?\"?([a-z_][a-z0-9_]*)\"? on \"?([a-z_][a-z0-9_]*)\"?",
+    re.IGNORECASE,
 )
+_PARTS: Final = """
+SELECT c.relname::text, c.relname || substr(%s, length(%s) + 1) AS index, EXISTS (
+  SELECT FROM pg_index x JOIN pg_inherits a ON a.inhrelid = x.indexrelid AND a.inhparent = to_regclass(%s)::oid
+  WHERE x.indrelid = c.oid)
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass(%s)::oid ORDER BY c.relname"""
+"""The partitions of a table, what an index of the parent is called there, and whether it is joined to the parent's."""
 _PRESENT: Final = "SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NOT NULL"
 _PURGED: Final = "SELECT domain FROM datalayer_meta WHERE attempt = 0 AND role = 'retired'"
 _TABLES_OF: Final = {"messages": ("messages",), "users": ("users", "claims")}
@@ -74,8 +81,10 @@ class PostgresSchema:
 
     dialect: Dialect = "postgresql"
 
-    def __init__(self, db: PostgresDatabase) -> None:
+    def __init__(self, db: PostgresDatabase, first_places: Callable[[], list[str]] = list) -> None:
+        """``first_places``: DDL of the places of a new database that are not made as the first revision says."""
         self.where = db.where
+        self._first_places = first_places
         self._db = db
 
     async def rows(self) -> frozenset[str]:
@@ -133,6 +142,7 @@ class PostgresSchema:
         try:
             locked = _Locked(connection, self.where)
             await locked.take(wait_s)
+            await locked.begin(self._first_places())
             yield locked
         finally:
             # the lock ends with its session, also behind a statement that has to be cancelled
@@ -157,6 +167,11 @@ class _Locked:
                 name = holder[0][0] if holder else "another session"
                 raise Busy(f"{name} is changing the schema of {self._where}", hint="repeat it when that has ended")
             await asyncio.sleep(POLL_S)
+
+    async def begin(self, first_places: Sequence[str]) -> None:
+        """In a database without a schema, make these first: the first revision leaves what it finds as it is."""
+        if first_places and not await self._one(_PRESENT, (["datalayer_meta", "messages"],)):
+            await self._transaction([(sql, ()) for sql in first_places])
 
     async def run(self, script: Script) -> None:
         for block in script.blocks:
@@ -184,13 +199,34 @@ class _Locked:
         if index is None:
             await self._one(step.sql, for_s=BUILD_S)
             return
-        name = index[1]
+        name = index[2]
+        if await self._one("SELECT 1 FROM pg_class WHERE oid = to_regclass(%s)::oid AND relkind = 'p'", (index[3],)):
+            await self._by_partition(step.sql, index)
+        else:
+            await self._build(step.sql, name)
+
+    async def _by_partition(self, sql: str, index: re.Match[str]) -> None:
+        """An index of a partitioned table, which Postgres builds CONCURRENTLY on single partitions only.
+
+        The parent's comes first, not valid yet: partitions made from then on have theirs from the beginning.
+        """
+        create, name, table = index.groups()
+        rest = sql[index.end() :]
+        await self._one(f'{create} IF NOT EXISTS "{name}" ON ONLY "{table}"{rest}')
+        for part, mine, joined in await self._one(_PARTS, (name, table, name, table)):
+            if not joined:
+                await self._build(f'{create} CONCURRENTLY IF NOT EXISTS "{mine}" ON "{part}"{rest}', mine)
+                await self._one(f'ALTER INDEX "{name}" ATTACH PARTITION "{mine}"')
+        if await self._valid(name) is False:
+            raise MigrationError(f"index {name} of {self._where} is not valid: a partition has come or gone meanwhile")
+
+    async def _build(self, sql: str, name: str) -> None:
         if await self._valid(name) is False:
             builders = await self._one(_BUILDING, (name,))
             if builders:
                 raise Busy(f"index {name} of {self._where} is being built by pid {builders[0][0]}")
             await self._one(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"', for_s=BUILD_S)
-        await self._one(step.sql, for_s=BUILD_S)
+        await self._one(sql, for_s=BUILD_S)
         if await self._valid(name) is False:
             raise MigrationError(f"index {name} of {self._where} was built and is invalid: look into the server's log")
 

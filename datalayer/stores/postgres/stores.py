@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
 
+from datalayer.domains.messages import Append
 from datalayer.domains.record import Record
 from datalayer.stores.base import ScanPage
 from datalayer.stores.postgres.bulk import BulkWriter
+from datalayer.stores.postgres.partitions import APPEND_WAIT_S, Partitions
 from datalayer.stores.postgres.rows import RawUuid, check_message
 from datalayer.stores.sql.conversations import SqlConversations
 from datalayer.stores.sql.listings import SqlListings
@@ -18,12 +20,20 @@ from datalayer.stores.sql.store import SqlStore
 from datalayer.stores.sql.users import SqlUsers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from datalayer.clock import Deadline
+    from datalayer.domains.messages import MessageMutation
+    from datalayer.stores.base import Executed
     from datalayer.stores.postgres.database import PostgresDatabase, PostgresTransaction
+    from datalayer.stores.postgres.partitions import Unit
     from datalayer.stores.sql.database import Row, SqlDatabase, SqlTransaction
     from datalayer.stores.sql.store import SqlProduct
 
+_TREE: Final = """
+WITH named AS (SELECT to_regclass(n)::oid AS oid FROM unnest(%s::text[]) n),
+  tree AS (SELECT oid FROM named UNION ALL SELECT i.inhrelid FROM pg_inherits i JOIN named ON named.oid = i.inhparent) """
+"""The tables of these names and their partitions."""
 _FIELDS: Final = ("sender_id", "body", "kind", "thread_id", "attachments", "edited_at", "attributes")
 _SIZED: Final = 16
 
@@ -34,7 +44,7 @@ class _Sized(SqlStore):
     async def size(self) -> int:
         names = [relation.table.name for relation in self.relations.values()]
         rows = await self.db.fetch(
-            "SELECT coalesce(sum(pg_total_relation_size(to_regclass(n))), 0)::bigint FROM unnest(%s::text[]) n",
+            f"{_TREE} SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM tree",  # noqa: S608
             (names,),
         )
         return int(rows[0][0])
@@ -42,8 +52,8 @@ class _Sized(SqlStore):
     async def calls(self) -> int:
         names = [relation.table.name for relation in self.relations.values()]
         rows = await self.db.fetch(
-            "SELECT coalesce(sum(coalesce(idx_scan, 0) + seq_scan + n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint "
-            "FROM pg_stat_user_tables WHERE relid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n)",
+            f"{_TREE} SELECT coalesce(sum(coalesce(idx_scan, 0) + seq_scan + n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint "  # noqa: S608
+            "FROM pg_stat_user_tables WHERE relid IN (SELECT oid FROM tree)",
             (names,),
         )
         return int(rows[0][0])
@@ -52,9 +62,13 @@ class _Sized(SqlStore):
 class PostgresMessages(SqlMessages, _Sized):
     """Messages; ``scan`` has the server put the key together and takes uuids as bytes."""
 
-    def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
+    def __init__(
+        self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0, *, partition: Unit | None = None
+    ) -> None:
         super().__init__(cast("SqlDatabase", db), product, attempt)
         self._postgres = db
+        self._partition = partition
+        self.partitions = Partitions(db, self, partition, product.clock)
         self._bulk = BulkWriter(self)
         table = self.relations["message"].table
         keys = (table.c.conversation_id, table.c.id)
@@ -71,6 +85,21 @@ class PostgresMessages(SqlMessages, _Sized):
         after = limited("postgresql", select.where(sa.tuple_(*keys) > low))
         self._scan_after = statement("postgresql", after, *names).sql
         self._scan_first = statement("postgresql", limited("postgresql", select), *names[:2], names[4]).sql
+
+    async def create(self) -> None:
+        await (super().create() if self._partition is None else self.partitions.create())
+
+    async def execute(self, mutation: MessageMutation, deadline: Deadline) -> Executed:
+        if self._partition is not None and isinstance(mutation, Append):
+            await self.partitions.cover([mutation.id.bytes], min(APPEND_WAIT_S, deadline.remaining() / 2))
+        return await super().execute(mutation, deadline)
+
+    async def apply_through(
+        self, apply_all: Callable[[Sequence[Record]], Awaitable[None]], records: Sequence[Record]
+    ) -> None:
+        if self._partition is not None:
+            await self.partitions.cover([record.key[_SIZED:] for record in records if len(record.key) == 2 * _SIZED])
+        await super().apply_through(apply_all, records)
 
     async def scan(self, range_: str, after: str | None, limit: int) -> ScanPage:
         _, low, high = range_.split(":")

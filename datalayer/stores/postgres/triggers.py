@@ -11,6 +11,9 @@ Per table of the domain there are, in the order in which they fire:
 All are ENABLE ALWAYS: session_replication_role=replica bypasses ordinary ones. The attempt's own replayer is let past
 by a setting that it makes with SET LOCAL.
 
+The row triggers of a partitioned table are on its partitions by Postgres' own doing, also of later ones. Statement
+triggers fire for the table alone that the statement names: each partition has its own.
+
 The journal row is upserted first and the tombstones are read after it: two writers of one key meet at its journal row,
 so the later one sees the tombstone that the earlier one left. A REPEATABLE READ writer gets 40001 from the upsert
 only where a settle removed the very row between look-up and lock: then it is upserted once more. It rightly gets 40001
@@ -30,7 +33,7 @@ from datalayer.stores.postgres.faults import FENCED, TRUNCATE_REFUSED
 from datalayer.stores.sql.statement import create_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 FENCE_TABLE: Final = "datalayer_fence"
 CREATE_FENCE_TABLE: Final = f"""
@@ -98,9 +101,12 @@ class GuardedTable:
 
 
 class GuardText:
-    """Every statement of one guard. ``schema`` is where the tables are."""
+    """Every statement of one guard. ``schema`` is where the tables are, ``parts`` are their partitions."""
 
-    def __init__(self, domain: str, place: int, attempt: int, schema: str) -> None:
+    def __init__(
+        self, domain: str, place: int, attempt: int, schema: str, parts: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.parts = parts or {}
         self.domain = domain
         self.attempt = attempt
         self.pass_value = f"{domain}_{attempt}"
@@ -141,12 +147,14 @@ class GuardText:
             head = f"FOR EACH ROW WHEN ({self._passes_not}) EXECUTE FUNCTION"
             yield f"CREATE TRIGGER {lift} BEFORE INSERT OR UPDATE ON {table.name} {head} {table.lift}()"
             yield f"CREATE TRIGGER {note} AFTER INSERT OR UPDATE OR DELETE ON {table.name} {head} {table.note}()"
-            yield (
-                f"CREATE TRIGGER {truncate} BEFORE TRUNCATE ON {table.name} "
-                f"FOR EACH STATEMENT EXECUTE FUNCTION {self.truncate_function}()"
-            )
-            for trigger in (lift, note, truncate):
+            for trigger in (lift, note):
                 yield f"ALTER TABLE {table.name} ENABLE ALWAYS TRIGGER {trigger}"
+            for name in (table.name, *self.parts.get(table.name, ())):
+                yield (
+                    f"CREATE TRIGGER {truncate} BEFORE TRUNCATE ON {name} "
+                    f"FOR EACH STATEMENT EXECUTE FUNCTION {self.truncate_function}()"
+                )
+                yield f"ALTER TABLE ONLY {name} ENABLE ALWAYS TRIGGER {truncate}"
 
     def journal_triggers(self) -> tuple[str, str, str]:
         """Names of the triggers that ``install`` makes on each table."""
@@ -169,12 +177,15 @@ class GuardText:
         call = f"WHEN ({lapse}{self._passes_not}) EXECUTE FUNCTION {self.refuse_function}"
         arguments = f"('{self.domain}', '{self.attempt}', '{flip:d}')"
         for table in self.tables:
-            for trigger, level in zip(self.fence_triggers(form), ("STATEMENT", "ROW"), strict=True):
+            statement, row = self.fence_triggers(form)
+            parts = self.parts.get(table.name, ())
+            named = [(statement, "STATEMENT", name) for name in (table.name, *parts)]
+            for trigger, level, name in (*named, (row, "ROW", table.name)):
                 yield (
-                    f"CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE ON {table.name} "
+                    f"CREATE OR REPLACE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE ON {name} "
                     f"FOR EACH {level} {call}{arguments}"
                 )
-                yield f"ALTER TABLE {table.name} ENABLE ALWAYS TRIGGER {trigger}"
+                yield f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"
 
     def _function(self, name: str, body: str) -> str:
         return (
