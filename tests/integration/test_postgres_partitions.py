@@ -1,8 +1,13 @@
 """Messages partitioned by time on a real Postgres: nothing escapes journal or fence, and old partitions detach."""
 
+import json
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,6 +16,7 @@ from datalayer.domains.messages import Append
 from datalayer.domains.record import Record
 from datalayer.errors import PreconditionFailed, Unavailable
 from datalayer.ids import uuid7_at
+from datalayer.layer import DataLayer
 from datalayer.stores.postgres.partitions import Part, lowest_id, next_start, start_of
 from tests.integration.postgres_places import (
     ATTEMPT,
@@ -242,3 +248,41 @@ def test_periods_begin_where_a_calendar_says() -> None:
     assert datetime.fromtimestamp(next_start("week", at) / 1000, UTC).day == 3
     assert next_start("day", at) == ms(2025, 2)
     assert lowest_id(at) <= uuid7_at(at * 1000, 0)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def _command(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "datalayer.cli", *words, "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ended.returncode, json.loads(ended.stdout.splitlines()[-1])
+
+
+async def test_the_command_detaches_on_a_database_made_by_schema_upgrade_and_doctor_is_content(
+    servers: Servers, tmp_path: Path
+) -> None:
+    with database(servers, "detach") as url:
+        config = tmp_path / "datalayer.toml"
+        config.write_text(f'[backends.main]\nurl = "{url}"\npartition_messages = "month"\n')
+        assert _command(tmp_path, "schema", "upgrade")[0] == 0
+        async with DataLayer.open(config) as layer:
+            room = IDS.uuid7()
+            await layer.messages.append(room, sender_id=room, body="old", id=uuid7_at(ms(2025, 1) * 1000, 1))
+            await layer.messages.append(room, sender_id=room, body="young")
+        code, told = _command(tmp_path, "messages", "partitions")
+        assert code == 0
+        assert "messages_from_20250101" in {one["name"] for one in told["partitions"]}
+        assert _command(tmp_path, "messages", "detach", "--before", "2025-02")[0] == 3, "it was not confirmed"
+        code, told = _command(tmp_path, "messages", "detach", "--before", "2025-02", "--yes")
+        assert (code, told["detached"]) == (0, [{"backend": "main", "table": "messages_detached_20250101"}])
+        assert _command(tmp_path, "messages", "detach", "--before", "2025-02", "--yes")[1]["detached"] == []
+        assert _command(tmp_path, "doctor")[0] == 0
+        assert _command(tmp_path, "schema", "status")[0] == 0
+        async with DataLayer.open(config) as layer:
+            assert [one.body for one in (await layer.messages.history(room)).items] == ["young"]
