@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "migrate": Entry("datalayer.cli.migrate:migrate", "Move a domain to another backend, online."),
         "migrations": Entry("datalayer.cli.migrations:migrations", "Watch and steer migrations."),
         "shards": Entry("datalayer.cli.shards:shards", "See what lies on which shard, and move slots between them."),
+        "users": Entry("datalayer.cli.users:users", "Move users between regions, and check where they lie."),
         "messages": Entry("datalayer.cli.messages:messages", "Look at the partitions of messages, or detach old ones."),
         "routes": Entry("datalayer.cli.routes:routes", "Show which backend serves each domain."),
         "schema": Entry("datalayer.cli.schema:schema", "Look at schemas, or bring them up to date."),

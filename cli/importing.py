@@ -59,7 +59,7 @@ def users(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) ->
 
     \b
     {"username": text, "email": text, "display_name": text, "id": any, "created_at": seconds or ISO time,
-     "attributes": object}
+     "attributes": object, "region": text}
 
     Only the username is needed. Ids follow from the line, so a second import changes nothing. Names are compared
     without case and Unicode form. When a line is bad, or its name is another user's, `stop` imports nothing at all,

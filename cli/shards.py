@@ -17,7 +17,7 @@ from datalayer.clock import SystemClock
 from datalayer.errors import InvalidArgument, NotFinished
 from datalayer.migrators.opening import open_places
 from datalayer.migrators.options import MigrateOptions
-from datalayer.migrators.rebalance import By, Load, Move, check_capacity, plan_moves
+from datalayer.migrators.rebalance import By, Load, Move, check_capacity, plan_by_region, plan_moves
 from datalayer.migrators.shards import (
     Estimate,
     Moved,
@@ -214,8 +214,9 @@ def _choose(domain: str, by: By, added: Sequence[str], drained: Sequence[str], w
         shares = dict(sharding.backend.weights) if weights is None else _parsed(sharding, weights)
         usual = mean([share for share in shares.values() if share] or [1.0])
         shares |= {shard: shares[shard] or usual for shard in added}
+        regions = sharding.backend.regions if domain == "users" else {}
         found = await with_begun(places, domain, await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0))
-        moves = plan_moves(found, shares, drain=drained, by=by)
+        moves = plan_by_region(found, shares, regions, drain=drained, by=by)
         return await _chosen(places, sharding, found, moves)
 
     return choose

@@ -338,6 +338,7 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
                 groups=configured.slot_groups,
                 weights=configured.weights,
                 capacity=configured.capacity,
+                regions=configured.regions,
             )
             continue
         if make_folders:

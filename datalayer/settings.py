@@ -26,6 +26,7 @@ from datalayer._settings.template import TEMPLATE
 from datalayer._settings.url import BackendUrl, Host, Option
 from datalayer.errors import PreconditionFailed
 from datalayer.ids import SLOTS
+from datalayer.types import REGION_NAME
 
 __all__ = [
     "DEFAULT_FILE",
@@ -79,6 +80,8 @@ class BackendSettings:
     """Bytes that a member may be planned to hold; unlimited where none is given."""
     partition_messages: str | None = None
     """Postgres: places of messages made from now on are partitioned by this period, one of PERIODS."""
+    regions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The region of each member, for users with a home region: of all members or of none."""
 
     @property
     def scheme(self) -> str:
@@ -241,6 +244,7 @@ def _described(backend: BackendSettings) -> dict[str, Any]:
             "members": {name: str(url) for name, url in backend.members.items()},
             "weights": dict(backend.weights),
             "capacity": dict(backend.capacity),
+            "regions": dict(backend.regions),
             "slot_groups": backend.slot_groups,
             **described,
         }
@@ -329,6 +333,9 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
     period = reader.text((*key, "partition_messages"))
     if period is not None and period not in PERIODS:
         reader.fault((*key, "partition_messages"), "is no period", choice(period, PERIODS))
+    regions = {
+        member: region for member in reader.names(*key, "regions") if (region := reader.text((*key, "regions", member)))
+    }
     if not reader.faulty(key):
         if period is not None and any(one.scheme != "postgresql" for one in (url, *members.values()) if one):
             reader.fault((*key, "partition_messages"), "is known to postgresql alone", "remove it")
@@ -337,6 +344,7 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
         for member in capacity:
             if member not in members:
                 reader.fault((*key, "capacity", member), "is no member of this backend", choice(member, members))
+        _check_regions(reader, key, members, regions)
     if reader.faulty(key):
         return None
     return BackendSettings(
@@ -349,7 +357,19 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
         MappingProxyType(weights),
         MappingProxyType(capacity),
         period,
+        MappingProxyType(regions),
     )
+
+
+def _check_regions(reader: Reader, key: Key, members: Mapping[str, BackendUrl], regions: Mapping[str, str]) -> None:
+    for member, region in regions.items():
+        if member not in members:
+            reader.fault((*key, "regions", member), "is no member of this backend", choice(member, members))
+        elif not REGION_NAME.fullmatch(region):
+            reader.fault((*key, "regions", member), "is no name of a region", "a-z, then a-z 0-9 -, such as eu-west")
+    for member in members:
+        if regions and member not in regions:
+            reader.fault((*key, "regions"), f"leave out {member}", "every member has a region, or none has")
 
 
 def _check_shards(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 T = TypeVar("T")
+REGION_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
+"""What a region may be called."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
 
@@ -67,6 +70,8 @@ class User:
     deleted: bool = False
     version: int = 0
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    region: str | None = None
+    """The home region; None: nobody chose one."""
 
     @property
     def created_at(self) -> datetime:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from datalayer.errors import PreconditionFailed
 
@@ -77,6 +77,19 @@ def plan_moves(
         over[to] += cost[load.group]
         moves.append(Move(load, to))
     check_capacity(loads, moves, capacity or {})
+    return moves
+
+
+def plan_by_region(
+    loads: Sequence[Load], weights: Mapping[str, float], regions: Mapping[str, str], **how: Any
+) -> list[Move]:
+    """As ``plan_moves``, each region for itself: no group leaves its own. Without regions there is one."""
+    moves: list[Move] = []
+    for region in sorted({regions.get(shard, "") for shard in weights}):
+        mine = {shard: weight for shard, weight in weights.items() if regions.get(shard, "") == region}
+        held = [load for load in loads if regions.get(load.shard, "") == region]
+        if held:
+            moves += plan_moves(held, mine, **how)
     return moves
 
 

@@ -166,6 +166,19 @@ def check_shard(sharding: Sharding, name: str) -> str:
     return name
 
 
+def check_region(sharding: Sharding, group: Group, to: str) -> None:
+    """InvalidArgument when a group of users would leave its region."""
+    if sharding.domain != "users" or not sharding.backend.regions:
+        return
+    regions = sharding.backend.regions
+    own = regions[sharding.shard_of[group]]
+    if regions[to] != own:
+        raise InvalidArgument(
+            f"slots {group.slots} of users belong to region {own!r}, and shard {to!r} is in {regions[to]!r}",
+            hint="the region of a slot never changes; datalayer users move-region moves a user",
+        )
+
+
 async def unfinished(places: Places, domain: str) -> list[Migration]:
     """Moves of this domain's groups that were begun and have not ended, oldest first."""
     found = []
@@ -218,6 +231,8 @@ class Mover:
         control, clock = self._places.control, self._places.clock
         async with held_lease(control, clock, self._domain, self._holder, self._reporter.note) as value:
             sharding = await sharding_of(self._places, self._domain)
+            for move in moves:
+                check_region(sharding, move.load.group, move.to)
             begun = [(m.domain, m.target.backend) for m in await unfinished(self._places, self._domain)]
             await self._all(begun, value)
             _, routings = await control.routings()

@@ -51,7 +51,7 @@ class _AtAuthority:
         return found
 
     async def swap(self, swap: Swap, deadline: Deadline) -> Record:
-        await self.places.group_store(self.store, swap.record.key).execute(swap, deadline)
+        await self.places.group_store(self.store, swap.record).execute(swap, deadline)
         return swap.record
 
 

@@ -43,6 +43,7 @@ USER_COLUMNS: Final = (
     "deleted",
     "version",
     "attributes",
+    "region",
 )
 CLAIM_COLUMNS: Final = ("kind", "value", "routing", "owner", "version", "deleted")
 CONVERSATION_COLUMNS: Final = ("id", "title", "kind", "updated_at", "deleted", "version", "attributes")
@@ -152,6 +153,7 @@ def users_table(attempt: int = 0) -> sa.Table:
         sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("attributes", _JSON, nullable=False, server_default="{}"),
+        sa.Column("region", sa.Text),
     )
 
 

@@ -18,6 +18,7 @@ _KNOWN: Final[tuple[Key, ...]] = (
     ("backends", _ANY, "members", _ANY),
     ("backends", _ANY, "weights", _ANY),
     ("backends", _ANY, "capacity", _ANY),
+    ("backends", _ANY, "regions", _ANY),
     ("backends", _ANY, "slot_groups"),
     ("backends", _ANY, "partition_messages"),
     ("routes", _ANY),

@@ -29,6 +29,7 @@ USER: Final = Kind(
         FieldSpec("status", "text"),
         FieldSpec("updated_at", "int"),
         FieldSpec("attributes", "json"),
+        FieldSpec("region", "text", nullable=True),
     ),
 )
 CLAIM: Final = Kind("claim", (FieldSpec("owner", "uuid"),), final=False)
@@ -48,6 +49,7 @@ class CreateUser:
     display_name: str = ""
     status: str = "active"
     attributes: str = "{}"
+    region: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class UpdateUser:
     changes: tuple[tuple[str, str | None], ...]
     """(field name, new value) pairs; attributes as canonical JSON text."""
     expected_version: int | None = None
+    lies_in: str | None = None
+    """The region of the place that is asked, where it has one: Elsewhere if the user is of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +99,23 @@ def normalise(field: str, value: str) -> str:
 
 
 def claim_key(field: str, value: str) -> bytes:
-    """The key of a claim: 16 bytes of sha256 over tag and normalised value (its routing key), tag, value in UTF-8."""
-    tail = _CLAIM_TAGS[field] + normalise(field, value).encode()
-    return hashlib.sha256(tail).digest()[:16] + tail
+    """The key of a claim: of sha256 over tag and normalised value 16 bytes (its routing key), the tag, the rest in hex.
+
+    The value itself is not kept: claims lie wherever their hash puts them, also outside their user's region.
+    """
+    tag = _CLAIM_TAGS[field]
+    hashed = hashlib.sha256(tag + normalise(field, value).encode()).digest()
+    return hashed[:16] + tag + hashed[16:].hex().encode()
 
 
 def claim_of(key: bytes) -> tuple[ClaimField, str]:
-    """(field, normalised value) of a claim's key."""
+    """(field, hash in hex) of a claim's key: the primary key of its row."""
     return CLAIM_FIELDS[key[16:17]], key[17:].decode()
+
+
+def claim_key_of(field: str, routing: bytes, hashed: str) -> bytes:
+    """The key of a claim's row."""
+    return routing + _CLAIM_TAGS[field] + hashed.encode()
 
 
 def claim_record(key: bytes, owner: UUID, version: int, *, deleted: bool = False) -> Record:
@@ -132,14 +145,15 @@ def to_record(user: User) -> Record:
             user.status,
             user.updated_at_us,
             canonical_json(user.attributes),
+            user.region,
         ),
     )
 
 
 def to_user(record: Record) -> User:
     """The user of a canonical record."""
-    username, email, display_name, status, updated_at, attributes = cast(
-        "tuple[str, str | None, str, str, int, str]", record.fields
+    username, email, display_name, status, updated_at, attributes, region = cast(
+        "tuple[str, str | None, str, str, int, str, str | None]", record.fields
     )
     return User(
         UUID(bytes=record.key),
@@ -151,6 +165,7 @@ def to_user(record: Record) -> User:
         record.deleted,
         record.version,
         parse_json(attributes),
+        region,
     )
 
 
@@ -158,7 +173,7 @@ def tombstone(kind: str, key: bytes, version: int) -> Record:
     """The tombstone of a record of which nothing else is known (a foreign hard delete)."""
     if kind == "claim":
         return Record("claim", key, version, True, (bytes(16),))
-    return Record("user", key, version, True, ("", None, "", "deleted", 0, "{}"))
+    return Record("user", key, version, True, ("", None, "", "deleted", 0, "{}", None))
 
 
 def wanted_claims(mutation: UserMutation, stored: User | None) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
@@ -210,7 +225,7 @@ def decide(
     for key in take:
         claim = current.get(("claim", key))
         if claim is not None and not claim.deleted and claim.fields[0] != user.id.bytes:
-            raise taken(key)
+            raise taken(key, mutation)
         records.append(claim_record(key, user.id, next_version(claim, now_us)))
     for key in release:
         claim = current.get(("claim", key))
@@ -226,14 +241,32 @@ def check_seen(mutation: Swap, stored: Record | None) -> None:
         raise Conflict(f"{mutation.record.kind} {mutation.id} changed meanwhile", current_version=version or 0)
 
 
-def taken(key: bytes) -> AlreadyExists:
-    """The error for a unique value that belongs to somebody else."""
-    field, value = claim_of(key)
+def taken(key: bytes, mutation: UserMutation) -> AlreadyExists:
+    """The error for a unique value that belongs to somebody else; ``key`` is the claim that the mutation wants."""
+    field = CLAIM_FIELDS[key[16:17]]
+    value = dict(mutation.changes)[field] if isinstance(mutation, UpdateUser) else getattr(mutation, field)
     return AlreadyExists(f"the {field} {value!r} is taken", field=field)
 
 
+class Elsewhere(Conflict):
+    """The row that was met is not where its user lies."""
+
+
+def pointer(key: bytes, region: str, version: int) -> Record:
+    """What is left of a user where the row lies no more: a tombstone that names the region where it lies."""
+    return Record("user", key, version, True, ("", None, "", "moved", 0, "{}", region))
+
+
+def home_region(record: Record) -> str | None:
+    """The region that a user's record names."""
+    return cast("str | None", record.fields[-1])
+
+
 def check_expected(mutation: UpdateUser | DeleteUser, stored: User) -> None:
-    """Raise Conflict when the caller expected another version."""
+    """Raise Conflict when the caller expected another version, Elsewhere when another place has the user."""
+    asked = mutation.lies_in if isinstance(mutation, UpdateUser) else None
+    if asked is not None and stored.region not in {None, asked}:
+        raise Elsewhere(f"user {stored.id} lies in region {stored.region!r}, not {asked!r}")
     expected = mutation.expected_version
     if expected is not None and expected != stored.version:
         msg = f"user {stored.id} is at version {stored.version}, not {expected}"
@@ -253,6 +286,7 @@ def created(mutation: CreateUser) -> User:
         False,
         at,
         parse_json(mutation.attributes),
+        mutation.region,
     )
 
 
@@ -260,6 +294,7 @@ def changed(mutation: UpdateUser | DeleteUser, stored: User, now_us: int) -> Use
     """The user after an update or delete."""
     version = max(stored.version + 2, now_us)
     if isinstance(mutation, DeleteUser):
+        # Without a region: a tombstone that names one says that the user lies there.
         return User(stored.id, "", None, "", "deleted", now_us, True, version + FINAL_LEAD, {})
     changes = dict(mutation.changes)
     attributes = changes.get("attributes")
@@ -273,6 +308,7 @@ def changed(mutation: UpdateUser | DeleteUser, stored: User, now_us: int) -> Use
         False,
         version,
         stored.attributes if attributes is None else parse_json(attributes),
+        changes.get("region", stored.region),
     )
 
 

@@ -25,10 +25,10 @@ from datalayer.domains.users import (
     USER,
     CreateUser,
     claim_keys,
-    claim_of,
     claim_record,
     created,
     same_create,
+    taken,
     to_record,
     to_user,
 )
@@ -123,8 +123,7 @@ class _Importer(FileImporter[CreateUser]):
         stored = await self._persist(partial(self._fetch, ids), lines[0].number)
         for line, key in suspects:
             if ("user", line.item.id.bytes) not in stored:
-                field, value = claim_of(key)
-                found.note_bad(BadLine(line.number, f"the {field} {value!r} is taken ({_ALIKE})"))
+                found.note_bad(BadLine(line.number, f"{taken(key, line.item).message} ({_ALIKE})"))
 
     async def _check_end(self, found: Found) -> None:
         assert self._names is not None, "a check keeps a list of names"

@@ -16,12 +16,12 @@ from datalayer.errors import InvalidArgument
 from datalayer.ids import check_id, id_time_us, uuid7_at
 from datalayer.importing.lines import checked_text, json_object, time_us
 from datalayer.repositories.arguments import as_attributes
-from datalayer.repositories.users import EMAIL_BYTES, NAME_BYTES, TEXT_BYTES, check_unique
+from datalayer.repositories.users import EMAIL_BYTES, NAME_BYTES, TEXT_BYTES, check_region, check_unique
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KEYS: Final = frozenset({"username", "email", "display_name", "id", "created_at", "attributes"})
+KEYS: Final = frozenset({"username", "email", "display_name", "id", "created_at", "attributes", "region"})
 UNKNOWN_SINCE_US: Final = 946_684_800_000_000
 """2000-01-01: the time of users whose line does not say when they were created."""
 
@@ -51,6 +51,7 @@ def user_of(raw: bytes, *, now_us: int) -> tuple[CreateUser, frozenset[str]]:
         None if email is None else check_unique("email", email, EMAIL_BYTES),
         "" if display_name is None else check_text(display_name, "display_name", TEXT_BYTES),
         attributes=as_attributes(attributes),
+        region=None if fields.get("region") is None else check_region(fields["region"]),
     )
     return create, frozenset(fields.keys() - KEYS)
 

@@ -11,8 +11,8 @@ from datalayer.ids import check_id
 from datalayer.repositories.arguments import UNSET, _Unset, as_attributes, as_ids, as_limit, as_uuid, deadline_of
 from datalayer.repositories.cursor import decode_cursor, encode_cursor
 from datalayer.routing.consistency import PRIMARY, ambient_level, at_level
-from datalayer.stores.base import Scattered
-from datalayer.types import Count, Page, User
+from datalayer.stores.base import Regional, Scattered
+from datalayer.types import REGION_NAME, Count, Page, User
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,10 +52,16 @@ class Users:
         status: str = "active",
         id: UUID | str | None = None,
         attributes: Mapping[str, Any] | None = None,
+        region: str | None = None,
         timeout: float | None = None,
     ) -> User:
-        """Create a user. With ``id`` (a UUIDv7) a retry is the same write. AlreadyExists names the taken field."""
-        user_id = self._ids.uuid7() if id is None else check_id(as_uuid(id, "id"), self._clock.now_us())
+        """Create a user. With ``id`` (a UUIDv7) a retry is the same write. AlreadyExists names the taken field.
+
+        With ``region`` the row lies on shards of that region, where shards have regions, and an ``id`` given must be one
+        of it (InvalidArgument).
+        """
+        home = None if region is None else check_region(region)
+        user_id = self._new_id(home) if id is None else check_id(as_uuid(id, "id"), self._clock.now_us())
         mutation = CreateUser(
             user_id,
             check_unique("username", username, NAME_BYTES),
@@ -63,8 +69,32 @@ class Users:
             check_text(display_name, "display_name", TEXT_BYTES),
             check_text(status, "status", NAME_BYTES),
             as_attributes(attributes),
+            home,
         )
         return cast("User", await self._router.write(mutation, self._deadline(timeout)))
+
+    async def move_region(
+        self, id: UUID | str, to: str, *, expected_version: int | None = None, timeout: float | None = None
+    ) -> User:
+        """Give a user another home region; where shards have regions, the row moves there while it is used.
+
+        Returns when it lies there. After an error or a crash on the way it is served as before, and the next write of
+        the user, or a repeated call, goes on. NotFound, Conflict, InvalidArgument (no shard is in that region).
+        """
+        mutation = UpdateUser(as_uuid(id, "id"), (("region", check_region(to)),), expected_version)
+        return cast("User", await self._router.write(mutation, self._deadline(timeout)))
+
+    def _new_id(self, region: str | None) -> UUID:
+        """A new id, of the region where ids have one."""
+        route = self._router.route
+        store = route.authority if isinstance(route.authority, Regional) else route.mirror
+        if region is None or not isinstance(store, Regional):
+            return self._ids.uuid7()
+        store.check_region(region)
+        while True:
+            made = self._ids.uuid7()
+            if store.region_of(made) == region:
+                return made
 
     async def update(
         self,
@@ -188,6 +218,13 @@ class Users:
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return deadline_of(self._clock, timeout, self._limits)
+
+
+def check_region(region: object) -> str:
+    """The name of a region; InvalidArgument."""
+    if not isinstance(region, str) or REGION_NAME.fullmatch(region) is None:
+        raise InvalidArgument(f"{region!r} is no name of a region", hint="a-z, then a-z 0-9 -, such as eu-west")
+    return region
 
 
 def check_unique(field: str, value: str, limit_bytes: int) -> str:

@@ -102,7 +102,7 @@ class ClaimingWriter:
             check_expected(mutation, stored)
             current |= await self._records.read([("claim", key) for key in (*take, *release)], deadline)
         for key in take:
-            await self._free(current, key, mutation.id, deadline)
+            await self._free(current, key, mutation, deadline)
         user, (changed, *others) = decide(mutation, current, self._clock.now_us())
         mine = [claim for claim in others if not claim.deleted]
         fresh = await self._take(mine, current, deadline)
@@ -178,13 +178,13 @@ class ClaimingWriter:
 
     # --- orphans ---------------------------------------------------------------------------------------------------
 
-    async def _free(self, current: dict[Key, Record], key: bytes, wants: UUID, deadline: Deadline) -> None:
+    async def _free(self, current: dict[Key, Record], key: bytes, wants: UserMutation, deadline: Deadline) -> None:
         """Leave in ``current`` a claim that ``wants`` may take, or raise AlreadyExists."""
         claim = current.get(("claim", key))
-        if claim is None or claim.deleted or claim.fields[0] == wants.bytes:
+        if claim is None or claim.deleted or claim.fields[0] == wants.id.bytes:
             return
         if not await self.is_orphan(claim, deadline):
-            raise taken(key)
+            raise taken(key, wants)
         current["claim", key] = claim._replace(deleted=True)
 
     async def is_orphan(self, claim: Record, deadline: Deadline) -> bool:

@@ -11,6 +11,7 @@ from datalayer.domains.registry import DOMAINS
 from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
 from datalayer.routing.lastwriter import IntentGuard, LastWriterAuthority
+from datalayer.routing.regional import RegionalUsers
 from datalayer.routing.route import SOURCE_RULES, Phase, Place
 from datalayer.routing.sharded import STORES, ShardedStore
 from datalayer.routing.shards import base_domain, shard_map
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock, Deadline
     from datalayer.control.base import Control
+    from datalayer.domains.record import Record
     from datalayer.routing.replicareads import ReplicaReads
     from datalayer.routing.route import Routing
     from datalayer.routing.router import Router
@@ -152,16 +154,17 @@ class Places:
         if key not in self._stores:
             backend = self.backend(place)
             if isinstance(backend, ShardedBackend):
-                self._stores[key] = STORES[key[0]](self, key[0], place)
+                regional = key[0] == "users" and backend.regions
+                self._stores[key] = (RegionalUsers if regional else STORES[key[0]])(self, key[0], place)
             else:
                 self._stores[key] = backend.store(key[0], place.attempt)
         return self._stores[key]
 
-    def group_store(self, store: Any, routing_key: bytes) -> Any:
-        """Of a domain's store, the part that holds a key: its slot group's at rest, or the store itself."""
+    def group_store(self, store: Any, record: Record) -> Any:
+        """Of a domain's store, the part where a record belongs: its slot group's at rest, or the store itself."""
         if not isinstance(store, ShardedStore):
             return store
-        group = store.map.group_of(routing_key)
+        group = store.group_of(record)
         return self.store(group.name, self.routing_of(group.name).authority)
 
     def guard(self, domain: str, place: Place, attempt: int, side: Side) -> Guard:

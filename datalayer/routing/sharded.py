@@ -10,7 +10,7 @@ groups' authorities.
 from __future__ import annotations
 
 import heapq
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -41,7 +41,7 @@ from datalayer.stores.base import Executed, MetaRow, ScanPage
 from datalayer.stores.sharded import member_name
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from datalayer.clock import Deadline
@@ -100,6 +100,22 @@ class ShardedStore:
         for item in items:
             found.setdefault(shard_map_.group_of(routing(item)), []).append(item)
         return found
+
+    def groups_of(self, routing: bytes) -> Sequence[Group]:
+        """Every group that may hold something of a routing key."""
+        return (self.map.group_of(routing),)
+
+    def by_groups(self, items: Iterable[R], routing: Callable[[R], bytes]) -> dict[Group, list[R]]:
+        """Items by every group that may hold something of their routing keys."""
+        found: dict[Group, list[R]] = {}
+        for item in items:
+            for group in self.groups_of(routing(item)):
+                found.setdefault(group, []).append(item)
+        return found
+
+    def group_of(self, record: Record) -> Group:
+        """The group where a record belongs."""
+        return self.map.group_of(record.key)
 
     # --- the port ---------------------------------------------------------------------------------------------------
 
@@ -175,7 +191,11 @@ class ShardedStore:
         return {key: record for part in await each(parts, fetch) for key, record in part.items()}
 
     async def apply(self, records: Sequence[Record]) -> None:
-        await apply_by_group(self, records, self.store)
+        await self.apply_at(records, self.store)
+
+    async def apply_at(self, records: Sequence[Record], side: Callable[[Group], Awaitable[Any]]) -> None:
+        """Apply records to the groups they belong to, each at ``side`` of its group; as ``Port.apply``."""
+        await apply_parts(self.by_group(records, lambda record: record.key), side)
 
     async def estimate(self) -> int:
         async def estimate(group: Group) -> int:
@@ -256,7 +276,8 @@ class ShardedUsers(ShardedStore):
 
     def __init__(self, places: Places, domain: str, place: Place) -> None:
         super().__init__(places, domain, place)
-        self.claiming = ClaimingWriter(RoutedRecords(self), places.clock)
+        self.records = RoutedRecords(self)
+        self.claiming = ClaimingWriter(self.records, places.clock)
 
     async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
         if isinstance(mutation, Swap):
@@ -311,15 +332,28 @@ class ShardedUsers(ShardedStore):
     async def page_of(
         self, limit: int, deadline: Deadline, *, after: UUID | None, missing: set[str] | None
     ) -> list[User]:
-        """The k-way merge of the groups' pages. Each is asked for its share and some more; one that runs dry is asked
-        again before anything beyond its last user is returned.
+        merged: list[User] = []
+        async with aclosing(self.merged(limit, deadline, after, missing)) as pages:
+            async for _, user in pages:
+                merged.append(user)
+                if len(merged) == limit:
+                    break
+        return merged
+
+    async def merged(
+        self, limit: int, deadline: Deadline, after: UUID | None, missing: set[str] | None, **options: Any
+    ) -> AsyncGenerator[tuple[Group, User]]:
+        """The k-way merge of the groups' pages, which ``options`` choose: (where it was met, user) by id.
+
+        Each is asked for its share of ``limit`` and some more; one that runs dry is asked again before anything beyond
+        its last user is given.
         """
         groups = self.map.groups
         share = min(limit, 2 * limit // len(groups) + 8)
 
         async def page(group: Group, after: UUID | None) -> list[User]:
             def call(store: Any, deadline: Deadline) -> Any:
-                return store.page(share, deadline, after=after)
+                return store.page(share, deadline, after=after, **options)
 
             found: list[User] = await self._read_all(group, call, deadline, missing, default=[])
             return found
@@ -329,17 +363,15 @@ class ShardedUsers(ShardedStore):
 
         heap = [(users[0].id, number, 0, users) for number, users in enumerate(await each(groups, begin)) if users]
         heapq.heapify(heap)
-        merged: list[User] = []
-        while heap and len(merged) < limit:
+        while heap:
             _, number, at, users = heap[0]
-            merged.append(users[at])
+            yield groups[number], users[at]
             if at + 1 == len(users):
                 users, at = (await page(groups[number], users[at].id), -1) if len(users) == share else ([], -1)
             if at + 1 < len(users):
                 heapq.heapreplace(heap, (users[at + 1].id, number, at + 1, users))
             else:
                 heapq.heappop(heap)
-        return merged
 
     async def count_of(self, deadline: Deadline, *, missing: set[str] | None) -> int:
         def call(store: Any, deadline: Deadline) -> Any:
@@ -481,11 +513,8 @@ STORES: Final[Mapping[str, type[ShardedMessages | ShardedUsers | ShardedConversa
 }
 
 
-async def apply_by_group(
-    store: ShardedStore, records: Sequence[Record], side: Callable[[Group], Awaitable[Any]]
-) -> None:
-    """Apply records to the groups they belong to; Quarantine names all that were refused, after all others landed."""
-    parts = store.by_group(records, lambda record: record.key)
+async def apply_parts(parts: Mapping[Group, Sequence[Record]], side: Callable[[Group], Awaitable[Any]]) -> None:
+    """Apply each group's records; Quarantine names all that were refused, after all others landed."""
     refused: dict[Key, str] = {}
 
     async def apply(group: Group) -> None:

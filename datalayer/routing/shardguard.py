@@ -49,9 +49,7 @@ class ShardedGuard:
         await each(self.groups(), act)
 
     async def apply(self, records: Sequence[Record]) -> None:
-        from datalayer.routing.sharded import apply_by_group  # noqa: PLC0415 - the two know each other
-
-        await apply_by_group(self.store, records, self.of)
+        await self.store.apply_at(records, self.of)
 
     async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
         async def act(group: Group) -> None:
@@ -134,23 +132,27 @@ class ShardedJournal:
         def act(_: Group, journal: Any) -> Any:
             return journal.pending(limit, part=part)
 
-        # In turn: cut off after the first groups, the others' keys would wait for as long as those are busy.
-        rows = zip_longest(*await self._each(self._guard.groups(), act))
+        return self._in_turn(await self._each(self._guard.groups(), act), limit)
+
+    @staticmethod
+    def _in_turn(pages: Iterable[Sequence[Record]], limit: int) -> list[Record]:
+        # Cut off after the first groups, the others' keys would wait for as long as those are busy.
+        rows = zip_longest(*pages)
         return list(islice((record for row in rows for record in row if record is not None), limit))
 
     async def settle(self, seen: Sequence[Record]) -> None:
-        parts = self._guard.store.by_group(seen, lambda record: record.key)
+        parts = self._guard.store.by_groups(seen, lambda record: record.key)
         await self._each(parts, lambda group, journal: journal.settle(parts[group]))
 
     async def backlog(self) -> int:
         return int(sum(await self._each(self._guard.groups(), lambda _, journal: journal.backlog())))
 
     async def dirty(self, routings: Sequence[bytes], keys: Sequence[Key] | None = None) -> bool:
-        by_group = self._guard.store.by_group
+        by_groups = self._guard.store.by_groups
         if keys is not None:
-            named = by_group(keys, lambda key: key[1])
+            named = by_groups(keys, lambda key: key[1])
             return any(await self._each(named, lambda group, journal: journal.dirty((), named[group])))
-        parts = by_group(routings, lambda routing: routing)
+        parts = by_groups(routings, lambda routing: routing)
         return any(await self._each(parts, lambda group, journal: journal.dirty(parts[group])))
 
     async def foreign_writers(self) -> list[str]:

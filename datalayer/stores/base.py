@@ -247,8 +247,10 @@ class UserReads(Protocol):
         """The owner of a live claim."""
         ...
 
-    async def page(self, limit: int, deadline: Deadline, *, after: UUID | None = None) -> list[User]:
-        """Live users by id, ascending, beyond ``after``."""
+    async def page(
+        self, limit: int, deadline: Deadline, *, after: UUID | None = None, pointers: bool = False
+    ) -> list[User]:
+        """Live users by id, ascending, beyond ``after``; with ``pointers`` also deleted ones that name a region."""
         ...
 
     async def count(self, deadline: Deadline) -> int:
@@ -268,6 +270,19 @@ class Scattered(Protocol):
 
     async def count_of(self, deadline: Deadline, *, missing: set[str] | None) -> int:
         """As ``count``, likewise."""
+        ...
+
+
+@runtime_checkable
+class Regional(Protocol):
+    """Users over databases in several regions: the region of an id is fixed, and a new user's id is chosen by it."""
+
+    def check_region(self, region: str) -> None:
+        """InvalidArgument for a region that no database is in."""
+        ...
+
+    def region_of(self, user_id: UUID) -> str:
+        """The region of an id."""
         ...
 
 

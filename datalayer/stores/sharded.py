@@ -35,6 +35,7 @@ class ShardedBackend:
         groups: int,
         weights: Mapping[str, float] | None = None,
         capacity: Mapping[str, int] | None = None,
+        regions: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.members = dict(members)
@@ -45,6 +46,8 @@ class ShardedBackend:
         """Share of each shard, by its short name."""
         self.capacity = dict(capacity or {})
         """Bytes that a shard may be planned to hold, where that is limited."""
+        self.regions = dict(regions or {})
+        """The region of each shard, by its short name; empty where users have none."""
 
     async def open(self) -> None:
         """Nothing: a member that is down must not keep the others' data from being served."""

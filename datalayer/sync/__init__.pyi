@@ -25,7 +25,11 @@ class Users:
         status: str = ...,
         id: UUID | str | None = ...,
         attributes: Mapping[str, Any] | None = ...,
+        region: str | None = ...,
         timeout: float | None = ...,
+    ) -> User: ...
+    def move_region(
+        self, id: UUID | str, to: str, *, expected_version: int | None = ..., timeout: float | None = ...
     ) -> User: ...
     def update(
         self,

@@ -104,14 +104,14 @@ def tables(url: str) -> set[str]:
     return {str(row[0]) for row in ask(url, "SELECT relname FROM pg_class WHERE relname ~ '^users(_[0-9]+)?$'")}
 
 
-def with_region(url: str) -> set[str]:
-    columns = "SELECT attrelid::regclass::text FROM pg_attribute WHERE attname = 'region' AND attnum > 0"
+def with_country(url: str) -> set[str]:
+    columns = "SELECT attrelid::regclass::text FROM pg_attribute WHERE attname = 'country' AND attnum > 0"
     rows = ask(url, f"{columns} AND attrelid::regclass::text ~ '^users(_[0-9]+)?$'")
     return {str(row[0]) for row in rows}
 
 
 def valid_indexes(url: str) -> int:
-    rows = ask(url, "SELECT count(*) FROM pg_index WHERE indisvalid AND indexrelid::regclass::text ~ '_region$'")
+    rows = ask(url, "SELECT count(*) FROM pg_index WHERE indisvalid AND indexrelid::regclass::text ~ '_country$'")
     return int(rows[0][0])
 
 
@@ -157,10 +157,10 @@ async def _scenario(deployment: Deployment) -> None:
     assert told[f"shards/{DOWN}"]["state"] == "unreachable"
     for name in ("main", *SHARDS):
         if name == DOWN:
-            assert with_region(urls[name]) == set()
+            assert with_country(urls[name]) == set()
         else:
             assert told[name if name == "main" else f"shards/{name}"]["state"] == "ready"
-            assert with_region(urls[name]) == tables(urls[name])
+            assert with_country(urls[name]) == tables(urls[name])
             assert valid_indexes(urls[name]) == len(tables(urls[name]))
     status = await deployment.run("status", code=1)
     assert status[f"shards/{DOWN}"]["state"] == "unreachable"
@@ -172,13 +172,13 @@ async def _scenario(deployment: Deployment) -> None:
     assert {name for name, one in told.items() if one.get("done")} == {f"shards/{DOWN}"}, (
         "what is done is not done again"
     )
-    assert with_region(urls[DOWN]) == tables(urls[DOWN])
+    assert with_country(urls[DOWN]) == tables(urls[DOWN])
 
     refused = deployment.refused
     told = await deployment.run("upgrade", "--phase", "post", code=0)
     assert deployment.refused == refused, "with every shard there, an upgrade refuses no write"
     assert {one.get("revision") for one in told.values() if one["name"] != "(control)"} == {"0903_pre, 0904_post"}
-    assert [with_region(url) for url in urls.values()] == [set()] * 9
+    assert [with_country(url) for url in urls.values()] == [set()] * 9
 
 
 async def test_an_upgrade_that_is_killed_with_sigkill_is_finished_by_its_rerun(deployment: Deployment) -> None:

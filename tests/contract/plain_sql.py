@@ -72,7 +72,7 @@ def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
         return dict(zip(("title", "kind", "updated_at", "attributes"), record.fields, strict=True)) | rest
     names: tuple[str, ...] = ("sender_id", "body", "kind", "thread_id", "attachments", "edited_at", "attributes")
     if record.kind == "user":
-        names = ("username", "email", "display_name", "status", "updated_at", "attributes")
+        names = ("username", "email", "display_name", "status", "updated_at", "attributes", "region")
         assert to_user(record).id.bytes == record.key
     values: dict[str, Any] = dict(zip(names, record.fields, strict=True)) | rest
     if record.kind == "message":

@@ -32,10 +32,16 @@ class ShardedClient:
     authority_class: AuthorityClass = "transactional"
 
     def __init__(
-        self, members: Mapping[str, Backend], control: MemoryControlServer, clock: Clock, *, groups: int
+        self,
+        members: Mapping[str, Backend],
+        control: MemoryControlServer,
+        clock: Clock,
+        *,
+        groups: int,
+        regions: Mapping[str, str] | None = None,
     ) -> None:
         self._members = {member_name(NAME, name): member for name, member in members.items()}
-        self._sharded = ShardedBackend(NAME, self._members, groups=groups)
+        self._sharded = ShardedBackend(NAME, self._members, groups=groups, regions=regions)
         self._control = control
         self._lease = Lease(clock)
         self.places = Places({NAME: self._sharded, **self._members}, MemoryControl(control), clock, eager=False)

@@ -6,7 +6,7 @@ A place is four groups of tables, and their statements are put together for each
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
@@ -25,6 +25,7 @@ from datalayer.testing.contract import (
     UserExecuteSuite,
 )
 from tests.contract.plain_sql import Statement, deletion, upsert
+from tests.contract.regional_suite import RegionSuite
 from tests.contract.sharded_place import ShardedClient, place_of
 from tests.contract.sharded_suites import ShardedMessageGuardSuite, ShardedUserGuardSuite, ShardedUserReadsSuite
 from tests.servers import Servers
@@ -71,6 +72,8 @@ class _Program:
 
 
 class _Postgres:
+    regions: ClassVar[dict[str, str]] = {}
+
     @pytest.fixture
     async def fixture(
         self, seed: int, urls: dict[str, str], control: MemoryControlServer, attempts: Iterator[int]
@@ -85,12 +88,17 @@ class _Postgres:
             for member in members.values():
                 await member.open()
                 await member.ensure_schema(create=True)
-            client = ShardedClient(members, control, clock, groups=4)
+            client = ShardedClient(members, control, clock, groups=4, regions=self.regions)
             await client.open()
             return client
 
-        async with StoreFixture(connect, attempts, seed=seed, foreign=_Program(urls)) as fixture:
+        regions = sorted(set(self.regions.values()))
+        async with StoreFixture(connect, attempts, seed=seed, foreign=_Program(urls), regions=regions) as fixture:
             yield fixture
+
+
+class _Regional(_Postgres):
+    regions: ClassVar[dict[str, str]] = {"s0": "eu", "s1": "us", "s2": "us"}
 
 
 @pytest.mark.deep
@@ -126,4 +134,22 @@ class TestMessageGuard(_Postgres, ShardedMessageGuardSuite):
 
 
 class TestUserGuard(_Postgres, ShardedUserGuardSuite):
+    pass
+
+
+class TestRegions(_Regional, RegionSuite):
+    pass
+
+
+class TestRegionalReads(_Regional, ShardedUserReadsSuite):
+    pass
+
+
+@pytest.mark.deep
+class TestRegionalPort(_Regional, PortSuite):
+    domain = "users"
+
+
+@pytest.mark.deep
+class TestRegionalExecute(_Regional, UserExecuteSuite):
     pass

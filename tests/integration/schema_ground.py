@@ -18,37 +18,37 @@ from datalayer.stores.postgres.backend import PostgresBackend, create_backend
 CLOCK = SystemClock()
 OWNER_INDEX = '''"""Claims are found by their owner."""
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0003_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0004_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):
     if base == "claims":
         build_index(table, "owner")
 '''
-REGION = '''"""Users have a region, found by it; messages have a language."""
+REGION = '''"""Users have a country, found by it; messages have a language."""
 import sqlalchemy as sa
 from alembic import op
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0003_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0004_pre", None, None
 def upgrade():
-    op.create_table("regions", sa.Column("name", sa.Text, primary_key=True), if_not_exists=True)
+    op.create_table("countries", sa.Column("name", sa.Text, primary_key=True), if_not_exists=True)
 def upgrade_place(base, table):
     if base == "users":
-        op.add_column(table, sa.Column("region", sa.Text, nullable=False, server_default="eu"), if_not_exists=True)
-        build_index(table, "region")
+        op.add_column(table, sa.Column("country", sa.Text, nullable=False, server_default="eu"), if_not_exists=True)
+        build_index(table, "country")
     if base == "messages":
         op.add_column(table, sa.Column("language", sa.Text), if_not_exists=True)
 '''
-NO_REGION = '''"""Users have no region, messages no language any more."""
+NO_REGION = '''"""Users have no country, messages no language any more."""
 from alembic import op
 from datalayer.schemas.steps import drop_index
 revision, down_revision, branch_labels, depends_on = "0904_post", None, ("post",), None
 def upgrade():
-    op.drop_table("regions", if_exists=True)
+    op.drop_table("countries", if_exists=True)
 def upgrade_place(base, table):
     if base == "users":
-        drop_index(table, "region")
-        op.drop_column(table, "region", if_exists=True)
+        drop_index(table, "country")
+        op.drop_column(table, "country", if_exists=True)
     if base == "messages":
         op.drop_column(table, "language", if_exists=True)
 '''

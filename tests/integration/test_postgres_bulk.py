@@ -47,7 +47,8 @@ def message(draw: random.Random, version: int) -> Record:
 
 def user(draw: random.Random, version: int) -> Record:
     email = draw.choice((None, "", "ann@example.org"))
-    fields = (draw.choice(TEXTS), email, draw.choice(TEXTS), "active", draw.choice((0, 1 << 60)), draw.choice(JSONS))
+    rest = (draw.choice((0, 1 << 60)), draw.choice(JSONS), draw.choice((None, "eu", "us-east")))
+    fields = (draw.choice(TEXTS), email, draw.choice(TEXTS), "active", *rest)
     return Record("user", IDS.uuid7().bytes, version, draw.random() < 0.2, fields)
 
 

@@ -1,7 +1,7 @@
 """Two versions of the code and one database: the store suites pass for the older one on the schema of the newer one, and
 for the newer one before what only the older one used is taken away.
 
-The newer version is played: 0903_pre gives users a region, with an index, and messages a language; 0904_post drops the
+The newer version is played: 0903_pre gives users a country, with an index, and messages a language; 0904_post drops the
 nickname that users had in the older one. Its tables are declared so; its statements leave the new columns to their
 defaults. The older version is played by the tables and the history of 0001, with that nickname.
 """
@@ -53,8 +53,8 @@ def upgrade_place(base, table):
     if base == "users":
         op.drop_column(table, "nickname", if_exists=True)
 '''
-OLD = History(("0001", "0002_pre", "0003_pre"), (), "0001")
-NEW = History(("0001", "0002_pre", "0003_pre", "0903_pre"), ("0904_post",), "0903_pre")
+OLD = History(("0001", "0002_pre", "0003_pre", "0004_pre"), (), "0001")
+NEW = History(("0001", "0002_pre", "0003_pre", "0004_pre", "0903_pre"), ("0904_post",), "0903_pre")
 _USERS, _MESSAGES = metadata.users_table, metadata.messages_table
 
 
@@ -66,8 +66,8 @@ def older_users(attempt: int = 0) -> sa.Table:
 
 def newer_users(attempt: int = 0) -> sa.Table:
     table = _USERS(attempt)
-    table.append_column(sa.Column("region", sa.Text, nullable=False, server_default="eu"))
-    sa.Index(f"{table.name}_region", table.c.region)
+    table.append_column(sa.Column("country", sa.Text, nullable=False, server_default="eu"))
+    sa.Index(f"{table.name}_country", table.c.country)
     return table
 
 
@@ -172,14 +172,14 @@ class _Newer(_Skewed):
 class TestPlacesOfOlderCode(_Older):
     async def test_they_have_what_both_versions_want(self, fixture: StoreFixture, url: str) -> None:
         users, messages = await fixture.fresh("users"), await fixture.fresh("messages")
-        assert {"nickname", "region"} <= shape(url, f"users_{fixture.attempt_of(users)}")
+        assert {"nickname", "country"} <= shape(url, f"users_{fixture.attempt_of(users)}")
         assert "language" in shape(url, f"messages_{fixture.attempt_of(messages)}")
 
 
 class TestPlacesOfNewerCode(_Newer):
     async def test_they_never_had_what_post_takes_away(self, fixture: StoreFixture, url: str) -> None:
         users = await fixture.fresh("users")
-        assert {"nickname", "region"} & shape(url, f"users_{fixture.attempt_of(users)}") == {"region"}
+        assert {"nickname", "country"} & shape(url, f"users_{fixture.attempt_of(users)}") == {"country"}
 
 
 class TestOlderMessagesPort(_Older, PortSuite):
@@ -249,7 +249,7 @@ async def test_both_versions_write_one_table_until_post_and_only_the_newer_one_a
     servers: Servers, revisions: Path
 ) -> None:
     url = between(servers, revisions)
-    assert {"region", "nickname"} <= shape(url, "users")
+    assert {"country", "nickname"} <= shape(url, "users")
     with pytest.MonkeyPatch.context() as monkeypatch:
         play_older(monkeypatch)
         await create_user(url, "ann")

@@ -28,8 +28,8 @@ from datalayer.domains.users import (
     Swap,
     UserMutation,
     check_seen,
+    claim_key,
     claim_keys,
-    claim_of,
     decide,
     to_user,
     wanted_claims,
@@ -39,6 +39,9 @@ from datalayer.routing import claims
 from datalayer.routing.claims import GRACE_US, RACES_MAX, ClaimingWriter
 from datalayer.types import User
 from tests.simulation.claims_actors import OLD, YOUNG, Actor, Answer, Breach, Code, End, Ends, Node, Request, word_of
+
+VALUES = {claim_key(field, value): value for field in ("username", "email") for value in "abefghtxyz"}
+"""What the claims of the scenarios are on, as traces name it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def show(record: Record) -> str:
     """A record as a trace names it."""
     if record.kind == "claim":
         held = "free" if record.deleted else "of " + name_of(UUID(bytes=bytes(record.fields[0])))  # type: ignore[arg-type]
-        return f"claim {claim_of(record.key)[1]} {held} at {record.version - YOUNG}"
+        return f"claim {VALUES[record.key]} {held} at {record.version - YOUNG}"
     user = to_user(record)
     values = "deleted" if user.deleted else f"({user.username}, {user.email})"
     return f"row {name_of(user.id)} {values} at {record.version - YOUNG}"
@@ -322,7 +325,7 @@ def judge_values(stored: frozenset[Record]) -> None:
                 owners[key] = row
     for key, row in owners.items():
         if held.get(key) != row.key:
-            raise Breach(f"{show(row)}: {claim_of(key)[1]} is not claimed by it")
+            raise Breach(f"{show(row)}: {VALUES[key]} is not claimed by it")
 
 
 def judge_swept(stored: frozenset[Record]) -> None:

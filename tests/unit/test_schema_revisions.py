@@ -28,20 +28,20 @@ from datalayer.stores.sql.statement import create_table
 from datalayer.stores.sqlite.backend import SqliteBackend
 
 CLOCK = SystemClock()
-ADDS = '''"""Users have a region."""
+ADDS = '''"""Users have a country."""
 import sqlalchemy as sa
 from alembic import op
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0003_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0004_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):
     if base == "users":
-        column = sa.Column("region", sa.Text, nullable=False, server_default="")
+        column = sa.Column("country", sa.Text, nullable=False, server_default="")
         op.add_column(table, column, if_not_exists=True)
-        build_index(table, "region")
+        build_index(table, "country")
 '''
-DROPS = '''"""Users have no region."""
+DROPS = '''"""Users have no country."""
 from alembic import op
 from datalayer.schemas.steps import drop_index
 revision, down_revision, branch_labels, depends_on = "0904_post", None, ("post",), None
@@ -49,8 +49,8 @@ def upgrade():
     pass
 def upgrade_place(base, table):
     if base == "users":
-        drop_index(table, "region")
-        op.drop_column(table, "region", if_exists=True)
+        drop_index(table, "country")
+        op.drop_column(table, "country", if_exists=True)
 '''
 
 
@@ -115,7 +115,7 @@ async def test_the_revisions_and_the_backend_make_the_same_schema(tmp_path: Path
     assert shape(by_revisions) == shape(by_backend)
     assert rows(by_revisions, "SELECT * FROM datalayer_schema") == rows(by_backend, "SELECT * FROM datalayer_schema")
     logged = rows(by_revisions, "SELECT revision FROM datalayer_schema_log")
-    assert logged == [("0002_pre",), ("0003_pre",)], "what ran before there was a log is not in it"
+    assert logged == [("0002_pre",), ("0003_pre",), ("0004_pre",)], "what ran before there was a log is not in it"
     async with opened(by_revisions) as backend:
         await backend.ensure_schema(create=False)
 
@@ -124,13 +124,15 @@ async def test_a_file_of_the_first_version_is_refused_until_it_is_brought_up_to_
     path = tmp_path / "main.sqlite"
     old_file(path)
     async with opened(path) as backend:
-        with pytest.raises(SchemaBehind, match="0001, not 0003_pre"):
+        with pytest.raises(SchemaBehind, match="0001, not 0004_pre"):
             await backend.ensure_schema(create=True)
     settings = one_file(path)
     state = (await inspect_schemas(settings, CLOCK, only="main"))[0]
     assert (state.state, state.revision) == ("behind", "0001")
     done = await upgraded(settings, only="main")
-    assert [(one.state, one.revision, one.done) for one in done] == [("ready", "0003_pre", ("0002_pre", "0003_pre"))]
+    assert [(one.state, one.revision, one.done) for one in done] == [
+        ("ready", "0004_pre", ("0002_pre", "0003_pre", "0004_pre"))
+    ]
     assert (await upgraded(settings, only="main"))[0].done == ()
     async with opened(path) as backend:
         await backend.ensure_schema(create=False)
@@ -145,25 +147,25 @@ async def test_pre_reaches_every_place_and_post_takes_it_away_again(tmp_path: Pa
     rows(path, "CREATE TABLE users_2024 (id INTEGER PRIMARY KEY, name TEXT)")
     settings = one_file(path)
 
-    def with_region() -> set[str]:
+    def with_country() -> set[str]:
         tables = [str(name) for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE name LIKE 'users%'")]
-        return {name for name in tables if any(row[1] == "region" for row in rows(path, f"PRAGMA table_info({name})"))}
+        return {name for name in tables if any(row[1] == "country" for row in rows(path, f"PRAGMA table_info({name})"))}
 
     done = await upgraded(settings, revisions, only="main", phase="pre")
-    assert done[0].done == ("0002_pre", "0003_pre", "0903_pre")
+    assert done[0].done == ("0002_pre", "0003_pre", "0004_pre", "0903_pre")
     ours = {"users", "users_7", "users_1000028672"}
-    indexes = {f"{name}_region" for name in ours}
-    assert with_region() - indexes == ours
+    indexes = {f"{name}_country" for name in ours}
+    assert with_country() - indexes == ours
     found = {str(name) for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE type = 'index'")}
     assert indexes <= found
     assert {str(one.what) for one in done[0].drift} == {
-        "column region is unexpected",
-        *(f"index {name} on (region) is unexpected" for name in indexes),
+        "column country is unexpected",
+        *(f"index {name} on (country) is unexpected" for name in indexes),
     }, "this version does not know what the next one added, and lives with it"
     targets = rows(path, "SELECT target FROM datalayer_schema_log WHERE revision = '0903_pre'")
     assert {target for (target,) in targets} == ours
     await upgraded(settings, revisions, only="main", phase="post")
-    assert with_region() == set()
+    assert with_country() == set()
     assert sorted(rows(path, "SELECT version_num FROM datalayer_schema")) == [("0903_pre",), ("0904_post",)]
 
 
@@ -172,7 +174,7 @@ async def test_a_post_revision_waits_for_the_pre_ones_before_it(tmp_path: Path, 
     old_file(path)
     state = (await upgraded(one_file(path), revisions, only="main", phase="post"))[0]
     assert state.state == "failed"
-    assert "0002_pre, 0003_pre, 0903_pre must run before 0904_post" in state.detail
+    assert "0002_pre, 0003_pre, 0004_pre, 0903_pre must run before 0904_post" in state.detail
 
 
 async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
@@ -186,24 +188,26 @@ async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
         await backend.store("users", 8).create()
     old, make = metadata.users_table, metadata.place_table
 
-    def with_region(attempt: int = 0) -> Any:
+    def with_country(attempt: int = 0) -> Any:
         import sqlalchemy as sa  # noqa: PLC0415
 
         table = old(attempt)
-        table.append_column(sa.Column("region", sa.Text, nullable=False, server_default=""))
-        sa.Index(f"{table.name}_region", table.c.region)
+        table.append_column(sa.Column("country", sa.Text, nullable=False, server_default=""))
+        sa.Index(f"{table.name}_country", table.c.country)
         return table
 
-    monkeypatch.setattr(metadata, "users_table", with_region)
-    monkeypatch.setattr(metadata, "place_table", lambda base, n=0: with_region(n) if base == "users" else make(base, n))
+    monkeypatch.setattr(metadata, "users_table", with_country)
+    monkeypatch.setattr(
+        metadata, "place_table", lambda base, n=0: with_country(n) if base == "users" else make(base, n)
+    )
     state = (await inspect_schemas(settings, CLOCK, only="main"))[0]
     assert state.state == "drifted"
     assert {str(one) for one in state.drift} == {
-        "users_8: column region is missing",
-        "users_8: index users_8_region is missing",
+        "users_8: column country is missing",
+        "users_8: index users_8_country is missing",
     }
     state = (await upgraded(settings, revisions, only="main", phase="pre"))[0]
-    assert (state.state, state.done) == ("ready", ("0903_pre users_8",))
+    assert (state.state, state.done) == ("ready", ("0004_pre users_8", "0903_pre users_8"))
 
 
 async def test_a_table_that_somebody_dropped_is_made_again(tmp_path: Path) -> None:
@@ -285,7 +289,10 @@ def test_the_first_revision_made_what_an_application_needs(dialect: Any) -> None
     tables += [metadata.meta_table(), metadata.token_table(), *(sqlite_tables() if dialect == "sqlite" else ())]
     ddl = [text for table in tables for text in create_table(dialect, table)]
     recorded = (VERSIONS / f"r0001_{dialect}.sql").read_text().split(";\n")
-    assert [" ".join(one.split()) for one in recorded if one.strip()] == [" ".join(one.split()) for one in ddl]
+    steps = load_revisions().scripts("0004_pre", dialect, {"users": ["users"]})[0].steps
+    added = steps[-1].sql.removeprefix("ALTER TABLE users ADD COLUMN IF NOT EXISTS ")
+    made = [" ".join(one.split()).replace(f" {added}, PRIMARY", " PRIMARY") for one in ddl]
+    assert [" ".join(one.split()) for one in recorded if one.strip()] == made
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
@@ -414,8 +421,13 @@ def test_the_exit_code_says_the_gravest_state(tmp_path: Path, monkeypatch: pytes
         assert [one for one in says if one not in ended.output] == []
 
     old_file(path)
-    ends("status main", 3, "behind", "at revision 0001, not 0003_pre", "next: datalayer schema upgrade")
-    ends("upgrade main", 0, "0002_pre, 0003_pre, 0903_pre", "0904_post: once no process of an older version runs")
+    ends("status main", 3, "behind", "at revision 0001, not 0004_pre", "next: datalayer schema upgrade")
+    ends(
+        "upgrade main",
+        0,
+        "0002_pre, 0003_pre, 0004_pre, 0903_pre",
+        "0904_post: once no process of an older version runs",
+    )
     ends("upgrade main --phase all", 0, "0903_pre, 0904_post")
     ends("status main", 0, "ready")
     rows(path, "ALTER TABLE users ADD COLUMN shoe TEXT")
@@ -434,7 +446,7 @@ async def test_a_new_database_gets_what_was_contracted_long_ago_at_once(tmp_path
     path = tmp_path / "main.sqlite"
     state = (await upgraded(one_file(path), revisions, only="main", phase="pre"))[0]
     assert state.revision == "0903_pre, 0904_post"
-    assert "region" not in str(shape(path))
+    assert "country" not in str(shape(path))
 
 
 # --- drift ---------------------------------------------------------------------------------------------------------------

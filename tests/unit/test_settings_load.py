@@ -406,6 +406,7 @@ def test_describe_says_every_key(tmp_path: Path) -> None:
                 "members": {"s0": "postgresql://h0/app", "s1": "postgresql://h1/app"},
                 "weights": {},
                 "capacity": {},
+                "regions": {},
                 "slot_groups": 64,
                 "pool_max": 20,
             },

@@ -167,14 +167,17 @@ class MemoryUsers(MemoryPort):
 
         return await self._call("claim_owner", effect, deadline, write=False)
 
-    async def page(self, limit: int, deadline: Deadline, *, after: UUID | None = None) -> list[User]:
+    async def page(
+        self, limit: int, deadline: Deadline, *, after: UUID | None = None, pointers: bool = False
+    ) -> list[User]:
         beyond = b"" if after is None else after.bytes
 
         def effect() -> list[User]:
             records = self._table().records
             ids = sorted(key for kind, key in records if kind == "user" and key > beyond)
-            live = (record for key in ids if not (record := records["user", key]).deleted)
-            return [users.to_user(record) for record in islice(live, limit)]
+            found = (users.to_user(records["user", key]) for key in ids)
+            wanted = (user for user in found if not user.deleted or (pointers and user.region is not None))
+            return list(islice(wanted, limit))
 
         return await self._call("page", effect, deadline, write=False)
 

@@ -27,7 +27,7 @@ _flag_version: Final = struct.Struct("!i?iq").pack
 _NULL: Final = _length(-1)
 _UUID: Final = _length(16)
 _MESSAGE_HEAD: Final = struct.pack("!h", 11) + _UUID
-_USER_HEAD: Final = struct.pack("!h", 9) + _UUID
+_USER_HEAD: Final = struct.pack("!h", 10) + _UUID
 _CLAIM_HEAD: Final = struct.pack("!h", 6)
 _CONVERSATION_HEAD: Final = struct.pack("!h", 7) + _UUID
 _MEMBER_HEAD: Final = struct.pack("!h", 8) + _UUID
@@ -86,10 +86,10 @@ def message_row(record: Record) -> bytes:
 
 def user_row(record: Record) -> bytes:
     """One row of a users table."""
-    username, email, display_name, status, updated_at, attributes = record.fields
+    username, email, display_name, status, updated_at, attributes, region = record.fields
     texts = b"".join([_text(value) for value in (username, email, display_name, status)])
     numbers = _bigint(8, cast("int", updated_at)) + _flag_version(1, record.deleted, 8, record.version)
-    return b"".join((_USER_HEAD, record.key, texts, numbers, _text(attributes)))
+    return b"".join((_USER_HEAD, record.key, texts, numbers, _text(attributes), _text(region)))
 
 
 def claim_row(record: Record) -> bytes:

@@ -14,7 +14,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 from datalayer.domains.record import Record, parse_json
-from datalayer.domains.users import claim_key, claim_of
+from datalayer.domains.users import claim_key_of, claim_of
 from datalayer.stores.postgres.connection import ADAPTERS
 from datalayer.types import Message, User
 
@@ -155,28 +155,30 @@ class PostgresCodec:
         )
 
     def user(self, row: Row) -> User:
-        id, username, email, display_name, status, updated_at, deleted, version, attributes = row
-        return User(id, username, email, display_name, status, updated_at, deleted, version, parse_json(attributes))
+        id, username, email, display_name, status, updated_at, deleted, version, attributes, region = row
+        loaded = parse_json(attributes)
+        return User(id, username, email, display_name, status, updated_at, deleted, version, loaded, region)
 
     def user_record(self, row: Row) -> Record:
-        id, username, email, display_name, status, updated_at, deleted, version, attributes = row
-        fields = (username, email, display_name, status, updated_at, attributes)
+        id, username, email, display_name, status, updated_at, deleted, version, attributes, region = row
+        fields = (username, email, display_name, status, updated_at, attributes, region)
         return Record("user", id.bytes, version, deleted, fields)
 
     def user_row(self, record: Record) -> Row:
-        username, email, display_name, status, updated_at, attributes = record.fields
+        username, email, display_name, status, updated_at, attributes, region = record.fields
         check_int(record.version, "version")
         check_int(updated_at, "updated_at")  # type: ignore[arg-type]
         for value, what in ((username, "username"), (email or "", "email"), (display_name, "display_name")):
             check_text(value, what)  # type: ignore[arg-type]
         check_text(status, "status")  # type: ignore[arg-type]
         check_text(attributes, "attributes")  # type: ignore[arg-type]
+        check_text(region or "", "region")  # type: ignore[arg-type]
         head = (RawUuid(record.key), username, email, display_name, status, updated_at)
-        return (*head, record.deleted, record.version, attributes)
+        return (*head, record.deleted, record.version, attributes, region)
 
     def claim_record(self, row: Row) -> Record:
-        kind, value, _, owner, version, deleted = row
-        return Record("claim", claim_key(kind, value), version, deleted, (owner.bytes,))
+        kind, value, routing, owner, version, deleted = row
+        return Record("claim", claim_key_of(kind, bytes(routing), value), version, deleted, (owner.bytes,))
 
     def claim_row(self, record: Record) -> Row:
         kind, value = claim_of(record.key)

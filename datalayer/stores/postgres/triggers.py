@@ -54,12 +54,12 @@ _CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _KEYS: Final = {
     "message": "uuid_send({row}.conversation_id) || uuid_send({row}.id)",
     "user": "uuid_send({row}.id)",
-    "claim": "substring(sha256({tail}) FROM 1 FOR 16) || {tail}",
+    "claim": "{row}.routing || (CASE {row}.kind WHEN 'username' THEN 'u' ELSE 'e' END::bytea"
+    " || convert_to({row}.value, 'UTF8'))",
     "conversation": "uuid_send({row}.id)",
     "member": "uuid_send({row}.conversation_id) || uuid_send({row}.user_id)",
     "listed": "uuid_send({row}.user_id) || uuid_send({row}.conversation_id)",
 }
-_TAIL: Final = "(CASE {row}.kind WHEN 'username' THEN 'u' ELSE 'e' END::bytea || convert_to({row}.value, 'UTF8'))"
 _PRIMARY: Final = {
     "message": ("conversation_id", "id"),
     "user": ("id",),
@@ -85,7 +85,7 @@ def quoted(name: str) -> str:
 
 def key_of(kind: str, row: str) -> str:
     """SQL for the record's key of a row variable or alias."""
-    return "(" + _KEYS[kind].format(row=row, tail=_TAIL.format(row=row)) + ")"
+    return "(" + _KEYS[kind].format(row=row) + ")"
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,9 +74,12 @@ class SqlUsers(SqlStore):
         rows = await self.db.fetch(self._sql.claim_owner, claim_of(key), deadline=deadline)
         return UUID(bytes=self.product.codec.uuid_bytes(rows[0][0])) if rows else None
 
-    async def page(self, limit: int, deadline: Deadline, *, after: UUID | None = None) -> list[User]:
+    async def page(
+        self, limit: int, deadline: Deadline, *, after: UUID | None = None, pointers: bool = False
+    ) -> list[User]:
         start = self._uuid(NIL if after is None else after)
-        return [self._user(row) for row in await self.db.fetch(self._sql.page, (start, limit), deadline=deadline)]
+        sql = self._sql.page_with_pointers if pointers else self._sql.page
+        return [self._user(row) for row in await self.db.fetch(sql, (start, limit), deadline=deadline)]
 
     async def count(self, deadline: Deadline) -> int:
         return int((await self.db.fetch(self._sql.count, (), deadline=deadline))[0][0])
@@ -125,7 +128,7 @@ class SqlUsers(SqlStore):
             row = self._users.to_row(to_record(user))
             await tx.run(self._sql.update, (*row[1:], row[0]))
         take, release = wanted_claims(mutation, stored)
-        records = [to_record(user), *await self._claims(tx, user.id, take, release, now)]
+        records = [to_record(user), *await self._claims(tx, mutation, take, release, now)]
         return Executed(user, tuple(records))
 
     async def _swap(self, tx: SqlTransaction, mutation: Swap) -> Executed:
@@ -143,22 +146,23 @@ class SqlUsers(SqlStore):
         return Executed(record, (record,))
 
     async def _claims(
-        self, tx: SqlTransaction, owner: UUID, take: Sequence[bytes], release: Sequence[bytes], now: int
+        self, tx: SqlTransaction, mutation: UserMutation, take: Sequence[bytes], release: Sequence[bytes], now: int
     ) -> list[Record]:
         """Take and release claims in the order of their keys, which no two writers can cross."""
         records = []
+        owner = self._uuid(mutation.id)
         for key in sorted({*take, *release}):
             kind, value = claim_of(key)
             if key in release:
-                params = (now, kind, value, self._uuid(owner))
+                params = (now, kind, value, owner)
                 rows = await tx.run(self._sql.release, params)
             else:
-                params_taken = (kind, value, key[:16], self._uuid(owner), now, False, now)
+                params_taken = (kind, value, key[:16], owner, now, False, now)
                 rows = await tx.run(self._sql.take, params_taken)
                 if not rows:
-                    raise taken(await self._first_taken(tx, owner, take) or key)
+                    raise taken(await self._first_taken(tx, mutation.id, take) or key, mutation)
             if rows:
-                records.append(claim_record(key, owner, rows[0][0], deleted=key in release))
+                records.append(claim_record(key, mutation.id, rows[0][0], deleted=key in release))
         return records
 
     async def _first_taken(self, tx: SqlTransaction, owner: UUID, take: Sequence[bytes]) -> bytes | None:
@@ -192,8 +196,11 @@ class UserStatements:
         self.get = statement(dialect, one, "of_id").sql
         self.lock = statement(dialect, one.with_for_update(), "of_id").sql
         after = sa.bindparam("after", type_=users.c.id.type)
-        page = sa.select(*columns).where(users.c.id > after, sa.not_(users.c.deleted)).order_by(users.c.id)
-        self.page = statement(dialect, limited(dialect, page), "after", "limit").sql
+        page = sa.select(*columns).where(users.c.id > after).order_by(users.c.id)
+        alive = sa.not_(users.c.deleted)
+        self.page = statement(dialect, limited(dialect, page.where(alive)), "after", "limit").sql
+        pointers = page.where(sa.or_(alive, users.c.region.is_not(None)))
+        self.page_with_pointers = statement(dialect, limited(dialect, pointers), "after", "limit").sql
         live = sa.select(sa.func.count()).select_from(users).where(sa.not_(users.c.deleted))
         self.count = statement(dialect, live).sql
         create = insert(dialect, users).values(values_of(USER_COLUMNS)).on_conflict_do_nothing()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from datalayer.domains.record import Record, parse_json
-from datalayer.domains.users import CLAIM_FIELDS, claim_of
+from datalayer.domains.users import CLAIM_FIELDS, claim_key_of, claim_of
 from datalayer.stores.sql.build import message_of, uuid_of
 from datalayer.types import User
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _INT64: Final = 1 << 63
 _MESSAGE_KEY: Final = 32
 _USER_KEY: Final = 16
-_TAGS: Final[dict[str, bytes]] = {field: tag for tag, field in CLAIM_FIELDS.items()}
 
 
 class SqliteRows:
@@ -65,7 +64,7 @@ class SqliteRows:
         return (key[:16], key[16:], sender, body, kind, thread, attachments, edited, deleted, version, attributes)
 
     def user(self, row: Row) -> User:
-        ident, username, email, display_name, status, updated_at, deleted, version, attributes = row
+        ident, username, email, display_name, status, updated_at, deleted, version, attributes, region = row
         return User(
             uuid_of(ident),
             username,
@@ -76,25 +75,25 @@ class SqliteRows:
             deleted == 1,
             version,
             parse_json(attributes),
+            region,
         )
 
     def user_record(self, row: Row) -> Record:
-        ident, username, email, display_name, status, updated_at, deleted, version, attributes = row
-        fields = (username, email, display_name, status, updated_at, attributes)
+        ident, username, email, display_name, status, updated_at, deleted, version, attributes, region = row
+        fields = (username, email, display_name, status, updated_at, attributes, region)
         return Record("user", ident, version, deleted == 1, fields)
 
     def user_row(self, record: Record) -> Row:
         _, key, version, deleted, fields = record
-        username, email, display_name, status, updated_at, attributes = fields
+        username, email, display_name, status, updated_at, attributes, region = fields
         _check(len(key) == _USER_KEY, "the key of a user is 16 bytes")
         _check_version(version)
-        _check_text(username, email, display_name, status, attributes)
-        return (key, username, email, display_name, status, updated_at, deleted, version, attributes)
+        _check_text(username, email, display_name, status, attributes, region)
+        return (key, username, email, display_name, status, updated_at, deleted, version, attributes, region)
 
     def claim_record(self, row: Row) -> Record:
         kind, value, routing, owner, version, deleted = row
-        # not claim_key(kind, value): normalising is not idempotent (an accent that NFKC parts from a leading space)
-        return Record("claim", routing + _TAGS[kind] + value.encode(), version, deleted == 1, (owner,))
+        return Record("claim", claim_key_of(kind, routing, value), version, deleted == 1, (owner,))
 
     def claim_row(self, record: Record) -> Row:
         key = record.key

@@ -13,7 +13,7 @@ from datalayer.clock import Clock, Deadline, SystemClock
 from datalayer.ids import IdSource
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -75,6 +75,8 @@ class StoreFixture(Waiting):
     timeout_s: float = TIMEOUT_S
     scale: int = 1
     """Multiplies how much the seeded programmes do."""
+    regions: Sequence[str] = ()
+    """The regions of the shards, if they have any: made-up users are spread over them."""
     random: random.Random = field(init=False)
     ids: IdSource = field(init=False)
     _exits: AsyncExitStack = field(init=False, default_factory=AsyncExitStack)

@@ -57,6 +57,7 @@ class Maker:
     def __init__(self, fixture: StoreFixture | ControlFixture) -> None:
         self.random = fixture.random
         self.now_us = fixture.clock.now_us()
+        self._regions: Sequence[str | None] = (None, *getattr(fixture, "regions", ()))
         self._late_us = self.now_us
 
     def id(self, at_us: int | None = None) -> UUID:
@@ -102,13 +103,15 @@ class Maker:
         display_name: str = "Ann",
         deleted: bool = False,
         attributes: str = "{}",
+        region: str | None = None,
     ) -> Record:
         """A user's record."""
         own = self.id() if id is None else id
         at = id_time_us(own) if version is None else version
         name = f"ann-{self.random.getrandbits(40):x}" if username is None else username
         status = "deleted" if deleted else "active"
-        return Record("user", own.bytes, at, deleted, (name, email, display_name, status, at, attributes))
+        region = self.random.choice(self._regions) if region is None else region
+        return Record("user", own.bytes, at, deleted, (name, email, display_name, status, at, attributes, region))
 
     def claim(self, value: str | None = None, *, version: int | None = None, deleted: bool = False) -> Record:
         """A claim's record."""
@@ -283,6 +286,7 @@ class Maker:
             other = self.message(version=version, body=text, deleted=deleted)
         elif record.kind == "user":
             other = self.user(version=version, display_name=text, deleted=deleted)
+            other = other._replace(fields=(*other.fields[:-1], record.fields[-1]))  # a home region is not just a value
         elif record.kind == "conversation":
             other = self.conversation(version=version, title=text, deleted=deleted)
         elif record.kind == "member":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.domains.record import digest
 from datalayer.domains.registry import DOMAINS
+from datalayer.domains.users import home_region
 from datalayer.routing.route import Phase
 from datalayer.routing.shards import base_domain
 
@@ -81,12 +82,18 @@ def _after(thing: Any, name: str, check: Callable[[], None]) -> None:
 
 
 def records_at(world: World, domain: str, place: Place) -> dict[Key, Record]:
-    """Everything stored at a place."""
+    """Everything stored at a place; of users in regions each where it lies."""
     found: dict[Key, Record] = {}
+    leaving: dict[Key, Record] = {}
     for part, _ in world.tables(domain, place, 0):
         table = world.servers[part.backend].tables.get((domain, part.attempt))
-        found |= {} if table is None else table.records
-    return found
+        region = world.regions.get(part.backend)
+        for key, record in {} if table is None else table.records.items():
+            if region is None or key[0] != "user" or home_region(record) in {None, region}:
+                found[key] = record
+            elif not record.deleted:
+                leaving[key] = record
+    return {**leaving, **found}
 
 
 def differences(domain: str, authority: dict[Key, Record], mirror: dict[Key, Record]) -> list[str]:

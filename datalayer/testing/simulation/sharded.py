@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SHARDS: Final = "shards"
 SINGLE: Final = "s"
 MEMBERS: Final = ("s0", "s1", "s2")
+SHARD_REGIONS: Final = {"s0": "eu", "s1": "us", "s2": "us"}
 GROUPS: Final = 4
 SWEEPS: Final = 5
 
@@ -41,8 +42,12 @@ SWEEPS: Final = 5
 class ShardedWorld(World):
     """One server ``s`` beside a sharded backend of three members; the domain begins on either."""
 
-    def __init__(self, seed: int, domain: str = "users", *, begins: str = SINGLE, **options: Any) -> None:
+    def __init__(
+        self, seed: int, domain: str = "users", *, begins: str = SINGLE, regional: bool = False, **options: Any
+    ) -> None:
         self.begins = begins
+        self._shard_regions = SHARD_REGIONS if regional else {}
+        self.regions = {member_name(SHARDS, shard): region for shard, region in self._shard_regions.items()}
         super().__init__(seed, Pair(domain=domain), **options)
 
     def _make_servers(self) -> dict[str, MemoryServer]:
@@ -50,7 +55,8 @@ class ShardedWorld(World):
         return {name: MemoryServer(name, self.clock) for name in names}
 
     def _config(self) -> dict[str, Any]:
-        shards = {"members": dict.fromkeys(MEMBERS, "memory://"), "slot_groups": GROUPS}
+        shards: dict[str, Any] = {"members": dict.fromkeys(MEMBERS, "memory://"), "slot_groups": GROUPS}
+        shards |= {"regions": self._shard_regions} if self._shard_regions else {}
         backends = {SINGLE: {"url": "memory://"}, "u": {"url": "memory://"}, SHARDS: shards}
         return {"backends": backends, "routes": {"messages": "u", "users": "u", self.pair.domain: self.begins}}
 
@@ -58,7 +64,7 @@ class ShardedWorld(World):
         """The clients of one machine: of each server, and of all members together."""
         found = super().backends(machine, wire)
         members = {name: client for name, client in found.items() if name.startswith(f"{SHARDS}/")}
-        return {**found, SHARDS: ShardedBackend(SHARDS, members, groups=GROUPS)}
+        return {**found, SHARDS: ShardedBackend(SHARDS, members, groups=GROUPS, regions=self._shard_regions)}
 
     def tables(self, domain: str, place: Place, attempt: int) -> list[tuple[Place, int]]:
         """Of a sharded place each group's tables at its authority."""

@@ -37,6 +37,7 @@ class ShardedLife(Life):
         rng = random.Random(f"sharded/{seed}")
         self._domain = domain or rng.choice(("users", "users", "messages"))
         self._begins = rng.choice((SINGLE, SHARDS))
+        self._regional = self._domain == "users" and rng.random() < 0.5
         super().__init__(seed, Pair(domain=self._domain), commands=commands)
 
     def _planned(self, seed: int, pair: Pair | None) -> Plan:
@@ -46,7 +47,13 @@ class ShardedLife(Life):
     def _make_world(self, seed: int) -> ShardedWorld:
         plan = self.plan
         return ShardedWorld(
-            seed, self._domain, begins=self._begins, eager=plan.eager, assist=plan.assist, pushes=plan.pushes
+            seed,
+            self._domain,
+            begins=self._begins,
+            regional=self._regional,
+            eager=plan.eager,
+            assist=plan.assist,
+            pushes=plan.pushes,
         )
 
     @property
@@ -84,7 +91,9 @@ class ShardedLife(Life):
         picks = random.Random(rng.random())
 
         def choose(sharding: Sharding) -> list[tuple[Group, str]]:
-            return list(zip(picks.sample(list(sharding.map.groups), number), to, strict=True))
+            chosen = zip(picks.sample(list(sharding.map.groups), number), to, strict=True)
+            regions = sharding.backend.regions
+            return [(g, to) for g, to in chosen if regions.get(to) == regions.get(sharding.shard_of[g])]
 
         return self._sharded.move(choose, options, parallel=parallel, purge=purge)
 

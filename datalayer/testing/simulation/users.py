@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from datalayer.domains.users import claim_key, claim_of, normalise, to_user
-from datalayer.errors import AlreadyExists, Conflict, DatalayerError, Outcome
+from datalayer.errors import AlreadyExists, Conflict, DatalayerError, NotFound, Outcome
 from datalayer.ids import uuid7_at
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class UserTraffic:
             await self._update(process, user_id, who, username=name)
         elif draw < 0.75:
             await self._swap(process, rng, who)
+        elif draw < 0.84 and self.world.regions:
+            await self._move_region(process, rng, user_id, who)
         elif draw < 0.92:
             await self._update(process, user_id, who)
         else:
@@ -154,6 +156,18 @@ class UserTraffic:
         ):
             await self._update(process, one, who, username=names[1])
             self.world.hits["names swapped"] += 1
+
+    async def _move_region(self, process: Process, rng: random.Random, user_id: UUID, who: str) -> None:
+        """To another region: nothing else changes."""
+        try:
+            await process.layer.users.move_region(user_id, rng.choice(("eu", "us")))
+        except NotFound:
+            return
+        except DatalayerError as error:
+            if not error.retryable and error.outcome is not Outcome.UNKNOWN:
+                self.history.permanent.append(f"{who}'s move: {type(error).__name__}: {error.message}")
+            return
+        self.world.hits["regions changed"] += 1
 
     async def _delete(self, process: Process, user_id: UUID, who: str) -> None:
         write = self.history.begin((user_id,), "delete", self._token(), who)

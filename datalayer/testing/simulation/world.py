@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.control.memory import MemoryControl
@@ -22,7 +23,7 @@ from datalayer.testing.simulation.loop import Machine, VirtualLoop
 from datalayer.testing.simulation.wire import Profile, Trace, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from datalayer.migrators.options import Failpoints, MigrateOptions
     from datalayer.routing.route import Place
@@ -93,6 +94,9 @@ class Command:
 
 class World:
     """Everything of one run. ``hits`` counts what sometimes happens, so that a test can demand that it does."""
+
+    regions: Mapping[str, str] = MappingProxyType({})
+    """The region of each backend where users lie by region."""
 
     def __init__(self, seed: int, pair: Pair, *, eager: bool = True, assist: bool = True, pushes: bool = True) -> None:
         self.seed = seed

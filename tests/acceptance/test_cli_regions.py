@@ -1,0 +1,177 @@
+"""Users by region, as an operator sees them; three SQLite files are shards in two regions."""
+
+import sqlite3
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from datalayer.clock import Deadline
+from datalayer.domains.users import Swap, UpdateUser, changed, to_record
+from datalayer.errors import InvalidArgument
+from datalayer.layer import DataLayer
+from datalayer.migrators.regions import regional_users
+from datalayer.types import User
+from tests.unit.cli_world import World
+
+REGIONS = {"s0": "eu", "s1": "us", "s2": "us"}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    members = ", ".join(f'{name} = "sqlite:///{name}.db"' for name in REGIONS)
+    regions = ", ".join(f'{name} = "{region}"' for name, region in REGIONS.items())
+    world.config.write_text(
+        f"""
+[backends.main]
+url = "sqlite:///main.db"
+[backends.shards]
+members = {{ {members} }}
+regions = {{ {regions} }}
+slot_groups = 8
+[control]
+url = "sqlite:///control.db"
+"""
+    )
+    return world
+
+
+def fill(world: World, count: int = 60) -> dict[UUID, User]:
+    """Users of both regions and of none, whose ids know nothing of it."""
+
+    async def act(layer: DataLayer) -> dict[UUID, User]:
+        made = [
+            await layer.users.create(username=f"user{n}", email=f"u{n}@example.org", region=("eu", "us", None)[n % 3])
+            for n in range(count)
+        ]
+        return {user.id: user for user in made}
+
+    return world.with_layer(act)
+
+
+def everybody(world: World) -> dict[UUID, User]:
+    async def act(layer: DataLayer) -> dict[UUID, User]:
+        return {user.id: user for user in (await layer.users.list(limit=500)).items}
+
+    return world.with_layer(act)
+
+
+def texts_in(world: World, shard: str) -> list[tuple[str, str | None]]:
+    """(username, region) of every row of users in a shard's file that holds anything of a user."""
+    connection = sqlite3.connect(world.config.parent / f"{shard}.db")
+    try:
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'users%'")]
+        plain = [t for t in tables if t == "users" or t.removeprefix("users_").isdecimal()]
+        return [
+            row for t in plain for row in connection.execute(f"SELECT username, region FROM {t} WHERE username != ''")
+        ]
+    finally:
+        connection.close()
+
+
+def assert_all_at_home(world: World) -> None:
+    for shard, region in REGIONS.items():
+        rows = texts_in(world, shard)
+        assert rows
+        assert {found for _, found in rows} <= {region, None}, shard
+    data = world.json("users", "check-regions", "--config", world.config)
+    assert data["outside"] == []
+
+
+def test_users_of_one_database_come_to_lie_in_their_regions_move_and_go_home(world: World) -> None:
+    before = fill(world)
+    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+    assert_all_at_home(world)
+    assert everybody(world) == before
+    chosen = list(before)[:12]
+    for number, user_id in enumerate(chosen):
+        data = world.json(
+            "users", "move-region", str(user_id), "--to", ("us", "eu")[number % 2], "--config", world.config
+        )
+        assert (data["user"], data["region"]) == (str(user_id), ("us", "eu")[number % 2])
+    assert_all_at_home(world)
+    after = everybody(world)
+    assert [after[user_id].region for user_id in chosen] == ["us", "eu"] * 6
+    assert {u.username for u in after.values()} == {u.username for u in before.values()}
+
+    async def look(layer: DataLayer) -> None:
+        for user in after.values():
+            assert await layer.users.get(user.id) == user
+            assert await layer.users.get_by_username(user.username) == user
+        assert await layer.users.get_many(list(after)) == after
+        await layer.users.update(chosen[0], username="renamed", display_name="moved")
+        await layer.users.delete(chosen[1])
+        assert await layer.users.get(chosen[1]) is None
+        assert (await layer.users.create(username=after[chosen[1]].username)).region is None
+
+    world.with_layer(look)
+    served = everybody(world)
+    world.run("migrations", "rollback", "--yes", "--config", world.config)
+    assert everybody(world) == served
+    assert served[chosen[0]].username == "renamed"
+
+
+def test_a_user_is_created_in_the_region_that_is_named(world: World) -> None:
+    with world.config.open("a") as config:
+        config.write('[routes]\nusers = "shards"\n')
+
+    async def act(layer: DataLayer) -> None:
+        made = [await layer.users.create(username=f"u{n}", region=("eu", "us")[n % 2]) for n in range(20)]
+        assert [user.region for user in made] == ["eu", "us"] * 10
+        users = regional_users(layer.places)
+        assert [users.region_of(user.id) for user in made] == ["eu", "us"] * 10
+        with pytest.raises(InvalidArgument, match=f"the id {made[0].id} is one of region 'eu', not 'us'"):
+            await layer.users.create(username="other", id=made[0].id, region="us")
+        for wrong in (layer.users.create(username="mars", region="ap"), layer.users.move_region(made[0].id, "ap")):
+            with pytest.raises(InvalidArgument, match="no shard of 'shards' is in region 'ap'"):
+                await wrong
+        with pytest.raises(InvalidArgument, match="'EU west' is no name of a region"):
+            await layer.users.move_region(made[0].id, "EU west")
+
+    world.with_layer(act)
+    assert_all_at_home(world)
+
+
+def test_a_move_that_died_is_named_and_mended(world: World) -> None:
+    before = fill(world, 12)
+    world.run("migrate", "users", "--to", "shards", "--until", "complete", "--yes", "--config", world.config)
+    user = next(user for user in before.values() if user.region == "eu")
+
+    async def die_half_way(layer: DataLayer) -> None:
+        users = regional_users(layer.places)
+        found = await users.records.settled(user.id.bytes, Deadline(layer.clock, 10.0))
+        assert found is not None
+        leaves = changed(UpdateUser(user.id, (("region", "us"),)), user, layer.clock.now_us())
+        swap = Swap(to_record(leaves), user.version)
+        await users.records.swap_at(found.group, swap, Deadline(layer.clock, 10.0))
+
+    world.with_layer(die_half_way)
+    assert everybody(world).keys() == before.keys(), "it is served as before"
+    ended = world.run("users", "check-regions", "--config", world.config, exit_code=4)
+    assert str(user.id) in ended.stdout
+    data = world.json("users", "check-regions", "--mend", "--config", world.config)
+    assert data["outside"] == []
+    assert_all_at_home(world)
+    assert everybody(world)[user.id].region == "us"
+
+
+def test_slot_groups_of_users_stay_in_their_region(world: World) -> None:
+    fill(world)
+    world.run("migrate", "users", "--to", "shards", "--until", "complete", "--yes", "--config", world.config)
+    listed = world.json("shards", "list", "--config", world.config)
+    assert {row["shard"] for row in listed["shards"]} == set(REGIONS)
+
+    async def first_of(layer: DataLayer) -> dict[str, str]:
+        users = regional_users(layer.places)
+        return {users.regions.of_group(group): group.slots for group in reversed(users.map.groups)}
+
+    slots = world.with_layer(first_of)
+    ended = world.run(
+        "shards", "move", "--slots", slots["eu"], "--to", "s1", "--yes", "--config", world.config, exit_code=2
+    )
+    assert "belong to region 'eu', and shard 's1' is in 'us'" in ended.stderr
+    world.run("shards", "drain", "s1", "--yes", "--config", world.config)
+    assert texts_in(world, "s1") == [] or world.json("users", "check-regions", "--config", world.config)
+    ended = world.run("shards", "drain", "s0", "--yes", "--config", world.config, exit_code=3)
+    assert "no shard is left that may hold anything" in ended.stderr
