@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -24,6 +25,7 @@ from datalayer.clock import Deadline
 from datalayer.domains.users import (
     USER,
     CreateUser,
+    UpdateUser,
     claim_keys,
     claim_record,
     created,
@@ -37,6 +39,7 @@ from datalayer.importing.files import BadLine
 from datalayer.importing.reading import CALL_S, FileImporter, Found, ImportReport, Line, Progress, silent
 from datalayer.importing.users_lines import user_of
 from datalayer.routing.shards import base_domain
+from datalayer.stores.base import Regional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -275,7 +278,15 @@ class _Importer(FileImporter[CreateUser]):
     # --- the store --------------------------------------------------------------------------------------------------
 
     async def _create(self, mutation: CreateUser) -> Any:
-        return await self._router.write(mutation, Deadline(self._clock, CALL_S))
+        """One user. With an id of another region it is created where the id lies, and moved at once."""
+        store, region = self._router.route.authority, mutation.region
+        if region is None or not isinstance(store, Regional) or store.region_of(mutation.id) == region:
+            return await self._router.write(mutation, Deadline(self._clock, CALL_S))
+        store.check_region(region)
+        user = await self._router.write(replace(mutation, region=None), Deadline(self._clock, CALL_S))
+        if user.deleted:
+            return user
+        return await self._router.write(UpdateUser(user.id, (("region", region),)), Deadline(self._clock, CALL_S))
 
     async def _is_empty(self) -> bool:
         async def call(store: Port, _: Deadline) -> bool:

@@ -1,6 +1,8 @@
 """Users by region, as an operator sees them; three SQLite files are shards in two regions."""
 
+import json
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 from uuid import UUID
 
@@ -9,6 +11,7 @@ import pytest
 from datalayer.clock import Deadline
 from datalayer.domains.users import Swap, UpdateUser, changed, to_record
 from datalayer.errors import InvalidArgument
+from datalayer.importing.users import import_users
 from datalayer.layer import DataLayer
 from datalayer.migrators.regions import regional_users
 from datalayer.types import User
@@ -131,6 +134,26 @@ def test_a_user_is_created_in_the_region_that_is_named(world: World) -> None:
 
     world.with_layer(act)
     assert_all_at_home(world)
+
+
+@pytest.mark.parametrize("bulk", [True, False])
+def test_imported_users_lie_in_their_regions_whatever_their_ids_are(world: World, bulk: bool) -> None:
+    with world.config.open("a") as config:
+        config.write('[routes]\nusers = "shards"\n')
+    path = world.folder / "users.jsonl"
+    lines = [{"username": f"user{n}", "region": ("eu", "us", None)[n % 3], "id": n} for n in range(60)]
+    lines += [{"username": "USER1", "region": "eu", "id": n} for n in (61, 62)]  # taken: one by one, and refused
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    if bulk:
+        report = world.json("import", "users", path, "--on-error", "skip", "--config", world.config)
+    else:
+        report = asdict(world.with_layer(lambda layer: import_users(layer, path, on_error="skip")))
+    assert (report["new"], report["bad_count"]) == (60, 2)
+    assert_all_at_home(world)
+    again = world.json("import", "users", path, "--on-error", "skip", "--config", world.config)
+    assert (again["new"], again["digest"]) == (0, report["digest"])
+    regions = {user.username: user.region for user in everybody(world).values()}
+    assert regions == {f"user{n}": ("eu", "us", None)[n % 3] for n in range(60)}
 
 
 def test_a_move_that_died_is_named_and_mended(world: World) -> None:
