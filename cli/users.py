@@ -62,6 +62,8 @@ def check_regions(console: Console, *, mend: bool) -> ExitCode | None:
 
     found = run(console, work)
     rows = [[one.user, one.region, one.lies_in, one.shard] for one in found]
+    if rows:
+        console.say("moves that died on their way; finish them: datalayer users check-regions --mend")
     text = table(rows, _HEAD) if rows else "every user lies in the user's region"
     console.result({"outside": [asdict(one) for one in found]}, text)
     return ExitCode.DIFFERENCES if found else None

@@ -82,11 +82,13 @@ async def drain_around(work: Work, *, enough: int = 0) -> int:
     journal = around.guard(work, work.routing.authority).journal
     domain = around.migration.domain
     source = work.places.guard(domain, around.migration.source, around.migration.attempt, "source")
+    store, group = work.places.store(domain, around.migration.target), parse_group(work.routing.domain)
+    assert group is not None, "around a domain's migration slot groups move"
     done = 0
     for _ in range(ROUNDS):
         records = await journal.pending(BATCH)
         if records:
-            await _apply(around, source, records)
+            await _apply(around, source, [one for one in records if not store.marks(one, group)])
             await journal.settle(records)
             done += len(records)
         if len(records) <= enough:

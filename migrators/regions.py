@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from datalayer.clock import Deadline
 from datalayer.domains.users import home_region
-from datalayer.errors import PreconditionFailed
+from datalayer.errors import Conflict, PreconditionFailed
+from datalayer.routing.claims import RACES_MAX
 from datalayer.routing.regional import RegionalUsers
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ CALL_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """One live row of a user in another region than the user's."""
+    """One live row of a user where the user does not lie: in another region, or left over by somebody who died."""
 
     user: str
     region: str
@@ -34,7 +36,7 @@ async def outside(places: Places) -> list[Outside]:
     PreconditionFailed where users are not served from shards with regions.
     """
     users = regional_users(places)
-    found = []
+    found: list[Outside] = []
     for group in users.map.groups:
         store = await users.store(group)
         own, shard = users.regions.of_group(group), places.routing_of(group.name).authority.backend
@@ -42,10 +44,14 @@ async def outside(places: Places) -> list[Outside]:
             after, done = None, False
             while not done:
                 records, after, done = await store.scan(range_, after, PAGE)
-                for record in records:
-                    region = home_region(record) if record.kind == "user" and not record.deleted else None
-                    if region not in {None, own}:
-                        found.append(Outside(str(UUID(bytes=record.key)), str(region), own, shard))
+                live = [record for record in records if record.kind == "user" and not record.deleted]
+                away = [r for r in live if home_region(r) in {None, own} and users.regions.home(r.key) != group]
+                leads = await users.records.located([r.ident for r in away], Deadline(places.clock, CALL_S))
+                stray = {r.key for r in away if r.ident not in leads or leads[r.ident].group != group}
+                for record in live:
+                    region = home_region(record)
+                    if region not in {None, own} or record.key in stray:
+                        found.append(Outside(str(UUID(bytes=record.key)), region or "", own, shard))
     return found
 
 
@@ -54,9 +60,13 @@ async def finish(places: Places, found: list[Outside]) -> None:
     users = regional_users(places)
     for one in found:
         deadline = Deadline(places.clock, CALL_S)
-        lies = await users.records.settled(UUID(one.user).bytes, deadline)
-        if lies is not None:
-            await users.records.clear(lies, deadline)
+        for _ in range(RACES_MAX):
+            lies = await users.records.settled(UUID(one.user).bytes, deadline)
+            if lies is None:
+                break
+            with suppress(Conflict):  # the user changed meanwhile
+                await users.records.clear(lies, deadline)
+                break
 
 
 def regional_users(places: Places) -> RegionalUsers:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.domains.record import digest
 from datalayer.domains.registry import DOMAINS
+from datalayer.domains.users import stands_for_nothing
 from datalayer.ids import SLOTS, slot_of
 from datalayer.migrators.backfill import CHECKPOINT_EVERY_S, bins_of, next_limit, payload_of
 from datalayer.migrators.leased import CHUNK_TTL_S, work_through
@@ -194,10 +195,10 @@ class Verifier:
             await asyncio.sleep(0)
 
     def _fold_page(self, bins: Bins, records: Iterable[Record]) -> int:
-        """Fold live records; tombstones count as absence (a foreign hard delete leaves none behind)."""
+        """Fold what is there; tombstones count as absence (a foreign hard delete leaves none behind)."""
         live, newest = 0, bins.get(-1, (0, 0))[1]
         for record in records:
-            if record.deleted:
+            if stands_for_nothing(record):
                 continue
             live += 1
             newest = max(newest, record.version)
@@ -236,7 +237,7 @@ class Verifier:
                 page = await port.scan(range_, after, limit)
                 limit = next_limit(limit, page.records)
                 for record in page.records:
-                    if not record.deleted and slot_of(record.key[:16]) in group:
+                    if not stands_for_nothing(record) and slot_of(record.key[:16]) in group:
                         found[record.ident] = digest(self._kinds[record.kind], record)
                 after, done = page.after, page.done
         return found
@@ -292,9 +293,9 @@ class Verifier:
         return still
 
     def _equal(self, a: Record | None, m: Record | None) -> bool:
-        if a is None or a.deleted:
-            return m is None or m.deleted
-        if m is None or m.deleted:
+        if a is None or stands_for_nothing(a):
+            return m is None or stands_for_nothing(m)
+        if m is None or stands_for_nothing(m):
             return False
         return digest(self._kinds[a.kind], a) == digest(self._kinds[m.kind], m)
 

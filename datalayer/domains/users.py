@@ -257,6 +257,11 @@ def pointer(key: bytes, region: str, version: int) -> Record:
     return Record("user", key, version, True, ("", None, "", "moved", 0, "{}", region))
 
 
+def stands_for_nothing(record: Record) -> bool:
+    """Whether a record of any kind is as good as none: a tombstone, but not a pointer."""
+    return record.deleted and (record.kind != "user" or home_region(record) is None)
+
+
 def home_region(record: Record) -> str | None:
     """The region that a user's record names."""
     return cast("str | None", record.fields[-1])

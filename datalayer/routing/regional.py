@@ -27,7 +27,20 @@ from datalayer.domains.users import (
     to_record,
     to_user,
 )
-from datalayer.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound, Quarantine, Unavailable
+from datalayer.errors import (
+    Conflict,
+    DatalayerError,
+    DeadlineExceeded,
+    Fenced,
+    InvalidArgument,
+    NotFound,
+    Outcome,
+    OutcomeUnknown,
+    PreconditionFailed,
+    Quarantine,
+    StaleRoute,
+    Unavailable,
+)
 from datalayer.routing.claims import RACES_MAX, ClaimingWriter
 from datalayer.routing.regions import Regions
 from datalayer.routing.sharded import CLAIMED, RoutedRecords, ShardedUsers, apply_parts
@@ -129,6 +142,7 @@ class RegionalUsers(ShardedUsers):
                 elif self.regions.lies(record, group) or leaving.get(key) == (group, record):
                     found[key] = Found(group, record)
                 else:
+                    self._check_known(record)
                     from_[key], onward[key] = Found(group, record), self.regions.spot(key[1], home_region(record))
                     if not record.deleted:
                         leaving[key] = from_[key]
@@ -136,6 +150,17 @@ class RegionalUsers(ShardedUsers):
                 return found
             at = onward
         raise Unavailable(f"{len(at)} users kept moving between regions under this call")
+
+    def _check_known(self, mark: Record) -> None:
+        if self._unknown(mark) is not None:
+            raise PreconditionFailed(
+                f"user {UUID(bytes=mark.key)} lies in region {home_region(mark)!r}, in which no shard of "
+                f"{self.place.backend!r} is",
+                hint="the regions of shards must keep their names: put them back into the configuration",
+            )
+
+    def marks(self, record: Record, group: Group) -> bool:
+        return self.regions.points(record, group)
 
     # --- the port ---------------------------------------------------------------------------------------------------
 
@@ -159,7 +184,8 @@ class RegionalUsers(ShardedUsers):
 
     def _unknown(self, record: Record) -> str | None:
         region = home_region(record) if record.kind == "user" else None
-        return None if region is None or region in self.regions.names else f"no shard is in its region {region!r}"
+        known = region is None or region in self.regions.names
+        return None if known else f"no shard is in its region {region!r} (there are: {', '.join(self.regions.names)})"
 
     async def apply_at(self, records: Sequence[Record], side: Callable[[Group], Awaitable[Any]]) -> None:
         """Each user to the group of its region, and the pointer to it first.
@@ -179,11 +205,11 @@ class RegionalUsers(ShardedUsers):
                 mark = pointer(record.key, self.regions.of_group(spot), record.version)
                 pointers.setdefault(home, []).append(mark)
             rows.setdefault(spot, []).append(record)
-        await apply_parts(pointers, side)
-        try:
-            await apply_parts(rows, side)
-        except Quarantine as error:
-            refused.update(error.rejected)
+        for parts in (pointers, rows):
+            try:
+                await apply_parts(parts, side)
+            except Quarantine as error:
+                refused.update(error.rejected)
         await apply_parts(await self._left_over([u for u in users if u.ident not in refused]), side)
         if refused:
             raise Quarantine(refused)
@@ -205,6 +231,10 @@ class RegionalUsers(ShardedUsers):
             spot = self.group_of(user)
             for group in others[user.key]:
                 there = met[group].get(user.ident)
+                if there is None and user.deleted:
+                    # An older row may be on its way here: it must find something newer, for its sender may die then.
+                    marks.setdefault(group, []).append(pointer(user.key, self.regions.of_group(spot), user.version))
+                    continue
                 if there is None or self.regions.points(there, group):
                     continue
                 if there.version < user.version:
@@ -245,10 +275,9 @@ class RegionalUsers(ShardedUsers):
         """One transaction of the group where the user lies."""
         group = self.regions.home(mutation.id.bytes)
         for _ in range(RACES_MAX):
-            region = self.regions.of_group(group)
             router = self.places.group_routers[group.name]
             try:
-                return await router.execute(replace(mutation, lies_in=region), deadline)
+                return await router.execute(replace(mutation, lies_in=self.regions.of_group(group)), deadline)
             except (NotFound, Elsewhere) as error:
                 found = await self.records.settled(mutation.id.bytes, deadline)
                 if found is None or found.record.deleted:
@@ -276,7 +305,13 @@ class RegionalUsers(ShardedUsers):
             except Conflict as error:
                 lost = error
                 continue
-            there = await self.records.settled(mutation.id.bytes, deadline)
+            try:
+                there = await self.records.settled(mutation.id.bytes, deadline)
+            except DatalayerError as error:
+                if isinstance(error, (Fenced, StaleRoute)) or error.outcome is not Outcome.NOT_APPLIED:
+                    raise
+                msg = f"user {mutation.id} is on the way to region {region!r}: {error.message}"
+                raise OutcomeUnknown(msg, hint="repeat the call, or let the user's next write finish it") from error
             user = to_user(leaves if there is None else there.record)
             return Executed(user, () if there is None else (there.record,))
         raise Unavailable(f"user {mutation.id} kept changing under this write") from lost
@@ -326,8 +361,15 @@ class RegionalUsers(ShardedUsers):
         return [*users, *await self._resolved(batch, deadline, missing)]
 
     def _at_home_among(self, met: Sequence[tuple[Group, User]]) -> User | UUID:
-        lies = (user for group, user in met if not user.deleted and self.regions.lies(to_record(user), group))
-        return next(lies, met[0][1].id)
+        """The live row that what was met under the id's own slot leads to; else the id, to be looked up."""
+        at = dict(met)
+        user_id = met[0][1].id
+        first = at.get(self.regions.home(user_id.bytes))
+        if first is None:
+            return user_id
+        group = self.regions.spot(user_id.bytes, first.region)
+        user = at.get(group)
+        return user if user is not None and not user.deleted and self.regions.lies(to_record(user), group) else user_id
 
     async def _resolved(self, batch: Sequence[User | UUID], deadline: Deadline, missing: set[str] | None) -> list[User]:
         wanted = [one for one in batch if not isinstance(one, User)]
@@ -355,8 +397,10 @@ class RegionalRecords(RoutedRecords):
         for key, found in list(located.items()):
             if not self._users.regions.lies(found.record, found.group):
                 settled = await self.settled(key[1], deadline)
-                assert settled is not None, "a row that is about to leave does not vanish"
-                located[key] = settled
+                if settled is None:  # another program removed the rows
+                    del located[key]
+                else:
+                    located[key] = settled
         return {**claims, **{key: found.record for key, found in located.items()}}
 
     async def swap(self, swap: Swap, deadline: Deadline) -> Record:
@@ -423,14 +467,16 @@ class RegionalRecords(RoutedRecords):
         group, row = leaving
         key, there, home = row.ident, self._users.group_of(row), regions.home(row.key)
         seen = (await self.read_at(there, [key], deadline)).get(key)
+        mark = (await self.read_at(home, [key], deadline)).get(key)
+        if (await self.read_at(group, [key], deadline)).get(key) != row:
+            # A user leaves ``there`` only after this row became a pointer: as long as it stands, nobody has gone on.
+            raise Conflict(f"user {UUID(bytes=row.key)} changed meanwhile")
         if seen is None or not regions.lies(seen, there):
             older = row if seen is None or seen.version < row.version else seen
             copy = row._replace(version=next_version(older, now))
             await self.swap_at(there, Swap(copy, None if seen is None else seen.version), deadline)
-        if home not in {group, there}:
-            mark = (await self.read_at(home, [key], deadline)).get(key)
-            if mark is not None and not regions.lies(mark, home):
-                await self._point(home, mark, there, now, deadline)
+        if home not in {group, there} and mark is not None and regions.points(mark, home):
+            await self._point(home, mark, there, now, deadline)
         await self._point(group, row, there, now, deadline)
 
     async def _point(self, group: Group, seen: Record, to: Group, now: int, deadline: Deadline) -> None:

@@ -61,7 +61,8 @@ class Regions:
 
     def lies(self, record: Record, group: Group) -> bool:
         """Whether this is the user, and not a pointer or a row that is about to leave."""
-        return home_region(record) in {None, self._region_of[group]} or home_region(record) not in self._groups
+        region = home_region(record)
+        return region in {None, self._region_of[group]} or (region not in self._groups and not record.deleted)
 
     def points(self, record: Record, group: Group) -> bool:
         """Whether this only says where the user lies."""

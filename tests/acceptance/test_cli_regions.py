@@ -156,6 +156,50 @@ def test_imported_users_lie_in_their_regions_whatever_their_ids_are(world: World
     assert regions == {f"user{n}": ("eu", "us", None)[n % 3] for n in range(60)}
 
 
+def test_a_pointer_that_moves_with_its_group_deletes_nobody_at_the_source(world: World) -> None:
+    before = fill(world)
+    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+
+    async def of_us(layer: DataLayer) -> tuple[list[UUID], str, str]:
+        users = regional_users(layer.places)
+        group = next(g for g in users.map.groups if users.regions.of_group(g) == "us")
+        mine = [user_id for user_id in before if users.regions.home(user_id.bytes) == group]
+        for user_id in mine:
+            await layer.users.move_region(user_id, "us")
+            await layer.users.move_region(user_id, "eu")
+        shard = layer.places.routing_of(group.name).authority.backend.partition("/")[2]
+        return mine, group.slots, "s2" if shard == "s1" else "s1"
+
+    moved, slots, to = world.with_layer(of_us)
+    assert moved
+    world.run("shards", "move", "--slots", slots, "--to", to, "--yes", "--config", world.config)
+    served = everybody(world)
+    assert served.keys() == before.keys()
+    world.run("migrations", "rollback", "--yes", "--config", world.config)
+    assert everybody(world) == served
+
+
+def test_a_row_that_was_left_over_is_listed_by_nobody_and_mended(world: World) -> None:
+    before = fill(world, 12)
+    world.run("migrate", "users", "--to", "shards", "--until", "complete", "--yes", "--config", world.config)
+
+    async def leave(layer: DataLayer) -> UUID:
+        """An old row arrives where the user lay long ago, from somebody who dies before he looks around."""
+        users = regional_users(layer.places)
+        user = next(u for u in before.values() if users.regions.of_id(u.id.bytes) == "us" and u.region != "eu")
+        row = to_record(user)._replace(version=user.version - 5)
+        row = row._replace(fields=(*row.fields[:-1], "eu"))
+        await (await users.store(users.regions.spot(row.key, "eu"))).apply([row])
+        await layer.users.delete(user.id)
+        return user.id
+
+    user_id = world.with_layer(leave)
+    assert user_id not in everybody(world)
+    ended = world.run("users", "check-regions", "--config", world.config, exit_code=4)
+    assert str(user_id) in ended.stdout
+    assert world.json("users", "check-regions", "--mend", "--config", world.config)["outside"] == []
+
+
 def test_a_move_that_died_is_named_and_mended(world: World) -> None:
     before = fill(world, 12)
     world.run("migrate", "users", "--to", "shards", "--until", "complete", "--yes", "--config", world.config)

@@ -64,6 +64,25 @@ def a_copy_is_made_again_where_the_user_has_arrived(patch: pytest.MonkeyPatch) -
     patch.setattr(RegionalRecords, "_finish", finish)
 
 
+def a_move_is_finished_without_a_second_look(patch: pytest.MonkeyPatch) -> None:
+    async def finish(self: RegionalRecords, leaving: Any, deadline: Any) -> None:
+        regions, now = self._users.regions, self._users.places.clock.now_us()
+        group, row = leaving
+        there, home = self._users.group_of(row), regions.home(row.key)
+        seen = (await self.read_at(there, [row.ident], deadline)).get(row.ident)
+        if seen is None or not regions.lies(seen, there):
+            older = row if seen is None or seen.version < row.version else seen
+            copy = row._replace(version=next_version(older, now))
+            await self.swap_at(there, Swap(copy, None if seen is None else seen.version), deadline)
+        if home not in {group, there}:
+            mark = (await self.read_at(home, [row.ident], deadline)).get(row.ident)
+            if mark is not None and not regions.lies(mark, home):
+                await self._point(home, mark, there, now, deadline)
+        await self._point(group, row, there, now, deadline)
+
+    patch.setattr(RegionalRecords, "_finish", finish)
+
+
 def a_page_leaves_pointers_out(patch: pytest.MonkeyPatch) -> None:
     inner = RegionalUsers.merged
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from datalayer.clock import Deadline, SystemClock
+from datalayer.clock import Deadline
 from datalayer.control.memory_server import MemoryControlServer
 from datalayer.domains.record import Record
 from datalayer.domains.users import CreateUser, DeleteUser, UpdateUser
@@ -19,8 +19,27 @@ from tests.contract.sharded_place import ShardedClient
 
 REGIONS = {"s0": "eu", "s1": "us", "s2": "ap"}
 NAMES = ("eu", "us", "ap")
-CLOCK = SystemClock()
-DELAYS = (0, 0, 0, 1, 1, 2, 4, 10, 40, 120)
+DELAYS = (*(0,) * 30, *(1,) * 20, *(2, 4) * 10, *(10, 40, 120) * 9, 600, 2000, 2000)
+
+
+class Steps:
+    """A clock that goes on with every look at it: the same seed is the same run."""
+
+    def __init__(self) -> None:
+        self._us = 1_800_000_000_000_000
+
+    def now_us(self) -> int:
+        """Microseconds since 1970."""
+        self._us += 3
+        return self._us
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now_us() / 1e6
+
+    def boottime(self) -> float:
+        """Seconds."""
+        return self.monotonic()
 
 
 class Died(BaseException):
@@ -44,14 +63,15 @@ class World:
     _control: MemoryControlServer = field(init=False)
 
     def __post_init__(self) -> None:
-        self._control = MemoryControlServer("control", CLOCK)
-        self._servers = {name: MemoryServer(name, CLOCK) for name in REGIONS}
-        self.id = uuid7_at(CLOCK.now_us() - 10_000_000, self.random.getrandbits(62))
+        self.clock = Steps()
+        self._control = MemoryControlServer("control", self.clock)
+        self._servers = {name: MemoryServer(name, self.clock) for name in REGIONS}
+        self.id = uuid7_at(self.clock.now_us() - 10_000_000, self.random.getrandbits(62))
 
     async def client(self, *, careful: bool = False) -> Any:
         """The users of a process of its own; ``careful``: nothing of it fails."""
         members = {name: MemoryBackend(server) for name, server in self._servers.items()}
-        client = ShardedClient(members, self._control, CLOCK, groups=16, regions=REGIONS)
+        client = ShardedClient(members, self._control, self.clock, groups=16, regions=REGIONS)
         await client.open()
         store = client.store("users", 1)
         await store.create()
@@ -79,6 +99,9 @@ class World:
 
         return torn
 
+    def _deadline(self) -> Deadline:
+        return Deadline(self.clock, 30.0)
+
     async def _later(self) -> None:
         """Most steps are short; some last as long as all that the others do."""
         for _ in range(self.random.choice(DELAYS)):
@@ -87,7 +110,7 @@ class World:
     async def create(self) -> None:
         """The user, wherever its id lies."""
         store = await self.client(careful=True)
-        user = (await store.execute(CreateUser(self.id, "ann", "ann@example.org"), _deadline())).entity
+        user = (await store.execute(CreateUser(self.id, "ann", "ann@example.org"), self._deadline())).entity
         self.acked.append((user.version, ""))
 
     async def rename(self, store: Any, name: str, *, claims: bool) -> None:
@@ -96,7 +119,7 @@ class World:
         changes: tuple[tuple[str, str | None], ...] = (("display_name", name),)
         changes += (("username", name),) if claims else ()
         with suppress(NotFound):
-            user: User = (await store.execute(UpdateUser(self.id, changes), _deadline())).entity
+            user: User = (await store.execute(UpdateUser(self.id, changes), self._deadline())).entity
             if user.display_name != name:
                 self.broken.append(f"was told {user.display_name!r} for {name!r}")
             self.acked.append((user.version, name))
@@ -104,23 +127,23 @@ class World:
     async def move(self, store: Any, region: str) -> None:
         """To another region."""
         with suppress(NotFound):
-            await store.execute(UpdateUser(self.id, (("region", region),)), _deadline())
+            await store.execute(UpdateUser(self.id, (("region", region),)), self._deadline())
 
     async def delete(self, store: Any) -> None:
         """For good."""
-        await store.execute(DeleteUser(self.id), _deadline())
+        await store.execute(DeleteUser(self.id), self._deadline())
         self.deleted = True
 
     async def look(self, store: Any) -> None:
         """Read the user: nothing older than what was answered before."""
         gone, newest = self.deleted, max(version for version, _ in self.acked)
-        user = await store.get(self.id, _deadline())
+        user = await store.get(self.id, self._deadline())
         self._judge(user, gone, newest, "get")
 
     async def look_at_all(self, store: Any) -> None:
         """Read the page of all users."""
         gone, newest = self.deleted, max(version for version, _ in self.acked)
-        users = await store.page(10, _deadline())
+        users = await store.page(10, self._deadline())
         if len(users) > 1:
             self.broken.append(f"a page with the user {len(users)} times")
         if users or not self.asked_to_delete:
@@ -151,7 +174,7 @@ class World:
         store = await self.client(careful=True)
         await self.look(store)
         await self.look_at_all(store)
-        found = await store.records.settled(self.id.bytes, _deadline())
+        found = await store.records.settled(self.id.bytes, self._deadline())
         if found is None:
             self.broken.append("the user is lost")
             return []
@@ -176,10 +199,6 @@ class World:
         older = {n for version, n in self.acked if version < newest}
         if name in older:
             self.broken.append(f"{name!r} is back, after {expected!r}")
-
-
-def _deadline() -> Deadline:
-    return Deadline(CLOCK, 30.0)
 
 
 async def play(seed: int, *, faults: float, deletes: bool = True) -> World:

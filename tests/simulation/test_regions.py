@@ -7,7 +7,7 @@ from tests.conftest import TIER
 from tests.simulation.region_mutants import MUTANTS, Patch
 from tests.simulation.region_world import World, play
 
-RUNS = 60 if TIER == "check" else 1500
+RUNS = 60 if TIER == "check" else 600
 RUNS_OF_MUTANT = 3000
 PLANTED = MUTANTS[1:4] if TIER == "check" else MUTANTS
 FAULTS = (0.0, 0.15, 0.4)

@@ -195,6 +195,8 @@ class GuardText:
 
     def _lift_body(self, table: GuardedTable) -> str:
         old, new = key_of(table.kind, "OLD"), key_of(table.kind, "NEW")
+        # A user's tombstone that names a region is a pointer: the user lies elsewhere, and may come back.
+        final = "NEW.deleted AND NEW.region IS NULL" if table.kind == "user" else "NEW.deleted"
         return f"""
 DECLARE
   lowest bigint := 0;
@@ -202,7 +204,7 @@ DECLARE
 BEGIN
   IF TG_OP = 'UPDATE' THEN
     lowest := OLD.version;
-    IF NEW.deleted AND NOT OLD.deleted THEN
+    IF {final} AND NOT OLD.deleted THEN
       lead := {table.lead};
     END IF;
   END IF;
