@@ -29,6 +29,7 @@ from datalayer.domains.users import (
     claim_keys,
     claim_record,
     created,
+    home_region,
     same_create,
     taken,
     to_record,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+    from uuid import UUID
 
     from datalayer.domains.record import Key, Record
     from datalayer.importing.tally import Tally
@@ -177,6 +179,7 @@ class _Importer(FileImporter[CreateUser]):
         else:
             singles += crowd
         refused = await self._create_all(singles, stored)
+        await self._bring_home(lines, stored)
         found.new += len(missing) - len(refused)
         self._tally(lines, stored, refused, found, tally)
 
@@ -275,6 +278,20 @@ class _Importer(FileImporter[CreateUser]):
         if held:
             await self._bulk.apply([claim._replace(version=claim.version + 2, deleted=True) for claim in held])
 
+    async def _bring_home(self, lines: Sequence[Line[CreateUser]], stored: dict[bytes, Record]) -> None:
+        """Move who has no region yet and should: an import that died between create and move left them there."""
+        store = self._router.route.authority
+        if not isinstance(store, Regional):
+            return
+        for line in lines:
+            region, record = line.item.region, stored.get(line.item.id.bytes)
+            if region is None or record is None or record.deleted or home_region(record) is not None:
+                continue
+            if same_create(line.item, to_user(record)):
+                stored[record.key] = to_record(
+                    await self._persist(partial(self._move, line.item.id, region), line.number)
+                )
+
     # --- the store --------------------------------------------------------------------------------------------------
 
     async def _create(self, mutation: CreateUser) -> Any:
@@ -286,7 +303,10 @@ class _Importer(FileImporter[CreateUser]):
         user = await self._router.write(replace(mutation, region=None), Deadline(self._clock, CALL_S))
         if user.deleted:
             return user
-        return await self._router.write(UpdateUser(user.id, (("region", region),)), Deadline(self._clock, CALL_S))
+        return await self._move(user.id, region)
+
+    async def _move(self, user_id: UUID, region: str) -> Any:
+        return await self._router.write(UpdateUser(user_id, (("region", region),)), Deadline(self._clock, CALL_S))
 
     async def _is_empty(self) -> bool:
         async def call(store: Port, _: Deadline) -> bool:
