@@ -19,8 +19,9 @@ from datalayer.errors import NotFinished
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.opening import open_places
 from datalayer.migrators.options import MigrateOptions
-from datalayer.migrators.plan import PLAN, Stage, Until
+from datalayer.migrators.plan import Stage, Until
 from datalayer.migrators.status import status
+from datalayer.migrators.strategy import strategy_of
 from datalayer.migrators.targets import Target, planned_stages, possible_targets, standing_of
 from datalayer.migrators.work import stores_last_writer
 from datalayer.routing.places import Places
@@ -208,9 +209,10 @@ def _dry_run(console: Console, request: Request) -> None:
         return planned_stages(places, request.domain, request.target, request.options.until)
 
     live, stages = with_places(console, look, claim=True)
-    plan = [{"stage": str(stage), "actions": [str(action) for action in PLAN[stage]]} for stage in stages]
+    actions = strategy_of(request.domain).plan
+    plan = [{"stage": str(stage), "actions": [str(action) for action in actions[stage]]} for stage in stages]
     data = {"domain": request.domain, "target": request.target, "migration": live.id if live else None, "plan": plan}
-    lines = [f"{stage}: {', '.join(PLAN[stage])}" for stage in stages] or ["nothing is left to do"]
-    if Stage.FLIP in stages:
+    lines = [f"{stage}: {', '.join(actions[stage])}" for stage in stages] or ["nothing is left to do"]
+    if Stage.FLIP in stages and strategy_of(request.domain).held:
         lines.append(f"the hold of writes is at most {request.options.max_hold_ms:g} ms")
     console.result(data, "\n".join(lines), next_steps=[request.command] if stages else [])

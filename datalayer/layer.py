@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.clock import Deadline, SystemClock
 from datalayer.control.base import ProcessInfo
 from datalayer.control.connect import open_control
+from datalayer.domains.movement import OPTIONAL
 from datalayer.errors import ConfigurationError, DatalayerError, RoutingMismatch
 from datalayer.ids import IdSource
 from datalayer.repositories.arguments import ambient_deadline, deadline_of
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Backend
 
 MOVABLE: Final = ("users", "messages", "conversations", "listings")
+"""The domains that an open DataLayer serves."""
 _ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
 
@@ -170,7 +172,8 @@ class DataLayer:
 
     async def start(self) -> None:
         """Enter the fleet and serve."""
-        await claim_first_places(self.settings, self.places)
+        for domain, reason in (await claim_first_places(self.settings, self.places)).items():
+            self._routers[domain].unplaced(reason)
         for watch in self._watches.values():
             watch.start()
         await self._watchdog.start()
@@ -219,7 +222,7 @@ class DataLayer:
         """
         deadline = deadline_of(self.clock, None, self._limits)
         positions = {}
-        for domain, router in self._routers.items():
+        for domain, router in self._serving.items():
             found = await self._position(domain, router.routing, deadline)
             if found is not None:
                 positions[domain] = found
@@ -244,16 +247,15 @@ class DataLayer:
         that is down does, too: the others' users are served.
         """
         deadline = Deadline(self.clock, 2.0)
-        stores = {
-            r.routing.authority.backend: self.backends[r.routing.authority.backend] for r in self._routers.values()
-        }
+        serving = self._serving
+        stores = {r.routing.authority.backend: self.backends[r.routing.authority.backend] for r in serving.values()}
         shards = {name: sorted(b.members) if isinstance(b, ShardedBackend) else [name] for name, b in stores.items()}
         used = sorted({member for members in shards.values() for member in members})
         answers = await asyncio.gather(*(self._ping(name, deadline) for name in used))
         backends = dict(zip(used, answers, strict=True))
         domains = {
             name: {"phase": str(r.routing.phase), "epoch": r.routing.epoch, "backend": r.routing.authority.backend}
-            for name, r in self._routers.items()
+            for name, r in serving.items()
         }
         ready = all(any(backends[member] == "ok" for member in members) for members in shards.values())
         return {
@@ -285,6 +287,11 @@ class DataLayer:
         except DatalayerError as error:
             return error.message
         return "ok"
+
+    @property
+    def _serving(self) -> dict[str, Router]:
+        """The routers of the domains that have a backend."""
+        return {name: router for name, router in self._routers.items() if router.serves or name not in OPTIONAL}
 
     def _ask_news(self) -> None:
         self._watchdog.ask()
@@ -328,7 +335,7 @@ async def open_control_store(settings: Settings, clock: Clock) -> Control:
 def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True) -> dict[str, Backend]:
     """Every configured backend, not yet connected. ``make_folders``: of SQLite files, where one level is missing."""
     backends: dict[str, Backend] = {}
-    for name, configured in settings.backends.items():
+    for name, configured in settings.all_backends(MOVABLE).items():
         if configured.url is None:
             members = _members(configured, clock, make_folders=make_folders)
             backends |= members
@@ -375,37 +382,65 @@ def _make_folder(url: BackendUrl) -> None:
         url.path.parent.mkdir(exist_ok=True)
 
 
-async def claim_first_places(settings: Settings, places: Places) -> None:
+async def claim_first_places(settings: Settings, places: Places) -> dict[str, str]:
     """Publish the configured placement of each domain that the control store does not know yet.
 
-    The backend must be able to hold the domain and must not belong to somebody else.
+    The backend must be able to hold the domain and must not belong to somebody else. Returns why optional domains are
+    placed nowhere, where no route names a backend for them and none can have them by default.
     """
     known = (await places.control.routings())[1]
     places.learn(known)
-    first = {domain: Place(settings.backend_of(domain).name) for domain in MOVABLE if domain not in known}
+    first: dict[str, Place] = {}
+    unplaced: dict[str, str] = {}
+    for domain in MOVABLE:
+        if domain in known:
+            continue
+        place, reason = _first_place(settings, places, domain)
+        if place is None:
+            unplaced[domain] = reason
+        else:
+            first[domain] = place
     deployment = await places.control.deployment()
     for domain, place in first.items():
-        backend = await places.ensure_open(place)
-        reason = backend.refuses(domain)
-        if reason:
-            raise ConfigurationError(f"backend {backend.name!r} cannot hold {domain}: {reason}")
-        row = (await backend.read_meta()).get((domain, place.attempt))
-        if row is not None and row.deployment != deployment:
-            raise RoutingMismatch(
-                f"{domain} on backend {backend.name!r} belongs to deployment {row.deployment}, not to this control store's",
-                hint="point [control] at that deployment's control store, or use an empty database",
-            )
-        if row is not None and row.role != "authority":
-            raise RoutingMismatch(
-                f"backend {backend.name!r} says that its {domain} are {_ROLES[row.role]}, but the control store knows no "
-                "route: it is new, or was restored from an old copy",
-                hint="restore the newest control store; see the runbook",
-            )
-        if isinstance(backend, ShardedBackend):
-            await places.store(domain, place).create()
-        if row is None:
-            await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))
+        await _claim(places, domain, place, deployment)
     await places.control.ensure_routes(first)
+    return unplaced
+
+
+def _first_place(settings: Settings, places: Places, domain: str) -> tuple[Place | None, str]:
+    """Where a domain is served first; without a place the reason, for an optional domain that no route names."""
+    try:
+        name = settings.backend_of(domain).name
+    except ConfigurationError as error:
+        if domain not in OPTIONAL:
+            raise
+        return None, error.message
+    reason = places.backends[name].refuses(domain)
+    if reason is None:
+        return Place(name), ""
+    if domain not in OPTIONAL or domain in settings.routes:
+        raise ConfigurationError(f"backend {name!r} cannot hold {domain}: {reason}")
+    return None, f"no backend was given to {domain}, and {name!r} cannot hold it: {reason}"
+
+
+async def _claim(places: Places, domain: str, place: Place, deployment: str) -> None:
+    backend = await places.ensure_open(place)
+    row = (await backend.read_meta()).get((domain, place.attempt))
+    if row is not None and row.deployment != deployment:
+        raise RoutingMismatch(
+            f"{domain} on backend {place.backend!r} belongs to deployment {row.deployment}, not to this control store's",
+            hint="point [control] at that deployment's control store, or use an empty database",
+        )
+    if row is not None and row.role != "authority":
+        raise RoutingMismatch(
+            f"backend {place.backend!r} says that its {domain} are {_ROLES[row.role]}, but the control store knows no "
+            "route: it is new, or was restored from an old copy",
+            hint="restore the newest control store; see the runbook",
+        )
+    if isinstance(backend, ShardedBackend):
+        await places.store(domain, place).create()
+    if row is None:
+        await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))
 
 
 async def close_stores(control: Control | None, backends: Mapping[str, Backend]) -> None:

@@ -24,6 +24,7 @@ from datalayer._settings.reader import Reader
 from datalayer._settings.sources import EnvironmentSource, Key, MappingSource, TomlSource, Value, flat
 from datalayer._settings.template import TEMPLATE
 from datalayer._settings.url import BackendUrl, Host, Option
+from datalayer.domains.movement import MOVEMENTS
 from datalayer.errors import PreconditionFailed
 from datalayer.ids import SLOTS
 from datalayer.types import REGION_NAME
@@ -48,13 +49,15 @@ __all__ = [
     "write_default_toml",
 ]
 
-DOMAINS: Final = ("users", "messages", "conversations", "listings", "presence", "sessions", "typing", "media", "search")
+DOMAINS: Final = tuple(MOVEMENTS)
 PERIODS: Final = ("month", "week", "day")
-_BESIDE: Final = {"conversations": "users", "listings": "conversations"}
+_BESIDE: Final = {"conversations": "users", "listings": "conversations", "typing": "presence", "catalogue": "users"}
 """What needs the same of a store as its neighbour, so that a configuration need not name it."""
 DEFAULT_FILE: Final = "datalayer.toml"
 EMBEDDED_FOLDER: Final = "datalayer-data"
 DEFAULT_BACKEND: Final = "main"
+MEMORY_BACKEND: Final = "memory"
+FILES_BACKEND: Final = "files"
 POOL_MAX: Final = 20
 SLOT_GROUPS: Final = 64
 _CONTROL_SCHEMES: Final = ("sqlite", "postgresql", "memory")
@@ -132,7 +135,9 @@ class Settings:
     def backend_of(self, domain: str) -> BackendSettings:
         """The backend that first serves ``domain``: its route, else the backend called main, else the only one.
 
-        Conversations then lie beside users, and users' lists of conversations beside those.
+        Conversations then lie beside users, and users' lists of conversations beside those; the catalogue of media
+        lies beside users, typing beside presence. Presence without a route is in the memory of each process, and media
+        lie in a folder beside main's SQLite file.
 
         Raises:
             SettingsError: the domain is unknown, or there are several backends, none called main, and no route.
@@ -141,6 +146,8 @@ class Settings:
             raise SettingsError([Fault("", sayable(domain), "is no domain", choice(domain, DOMAINS))])
         if name := self.routes.get(domain):
             return self.backends[name]
+        if (default := self._by_default(domain)) is not None:
+            return default
         if DEFAULT_BACKEND in self.backends:
             return self.backends[DEFAULT_BACKEND]
         if len(self.backends) == 1:
@@ -151,6 +158,28 @@ class Settings:
         raise SettingsError(
             [Fault(self.source, f"routes.{domain}", "is missing and no backend is called main", way_out)]
         )
+
+    def _by_default(self, domain: str) -> BackendSettings | None:
+        """The backend that a domain has where no route and no neighbour names one, and main is not for it."""
+        if domain == "typing":
+            return self.backend_of("presence")
+        if domain == "presence":
+            return self.backends.get(MEMORY_BACKEND) or BackendSettings(MEMORY_BACKEND, BackendUrl("memory"))
+        if domain != "media":
+            return None
+        main = self.backends.get(DEFAULT_BACKEND)
+        if FILES_BACKEND in self.backends or main is None or main.url is None or main.url.path is None:
+            return self.backends.get(FILES_BACKEND)
+        return BackendSettings(FILES_BACKEND, BackendUrl("file", path=main.url.path.with_name("media")))
+
+    def all_backends(self, domains: Iterable[str]) -> dict[str, BackendSettings]:
+        """The configured backends, and those that these domains have by default."""
+        found = dict(self.backends)
+        for domain in domains:
+            default = None if domain in self.routes else self._by_default(domain)
+            if default is not None:
+                found.setdefault(default.name, default)
+        return found
 
 
 def load_settings(

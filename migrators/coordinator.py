@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.control.base import Migration
-from datalayer.domains.registry import DOMAINS
 from datalayer.errors import (
     ConfigurationError,
     DatalayerError,
@@ -20,13 +19,14 @@ from datalayer.errors import (
     PreconditionFailed,
     Unavailable,
 )
-from datalayer.migrators.actions import VERDICT, fit_target, run_verification
+from datalayer.migrators.actions import VERDICT
 from datalayer.migrators.around import Around, replay_around
 from datalayer.migrators.lease import held_lease
 from datalayer.migrators.options import MigrateOptions, Silent, from_kept
 from datalayer.migrators.plan import Stage, Standing, Until, next_stage, next_stage_back
 from datalayer.migrators.run import run_stage
-from datalayer.migrators.targets import refusal
+from datalayer.migrators.strategy import strategy_of
+from datalayer.migrators.targets import check_movable, refusal
 from datalayer.migrators.work import Work
 from datalayer.routing.flip import write_roles
 from datalayer.routing.route import LEASE_BINDS, Phase, Place
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
 
-IDLE_S: Final = 0.02
 RETRY_S: Final = 0.4
 PATIENCE_S: Final = 120.0
 BEFORE_CUT_OVER: Final = frozenset({Until.DUAL, Until.BACKFILLED, Until.VERIFIED, None})
@@ -64,8 +63,7 @@ class Coordinator:
         domain_lease: int | None = None,
     ) -> None:
         """``domain_lease``: of a slot group, the token of its domain's lease where the caller holds that already."""
-        if base_domain(domain) not in DOMAINS:
-            raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
+        check_movable(domain)
         self.places = places
         self._places = places
         self._control = places.control
@@ -76,6 +74,7 @@ class Coordinator:
         self._failpoints = failpoints
         self._patience_s = patience_s
         self._domain_lease = domain_lease
+        self._strategy = strategy_of(domain)
 
     # --- what an operator can ask for -------------------------------------------------------------------------------
 
@@ -126,25 +125,11 @@ class Coordinator:
 
     async def verify(self) -> dict[str, Any]:
         """One verification pass now; its verdict as a document."""
-
-        async def compare(work: Work) -> dict[str, Any]:
-            self._needs_two_sides(work)
-            return (await run_verification(work)).document()
-
-        return await self._on_live(compare)
+        return await self._on_live(self._strategy.verify)
 
     async def repair(self) -> dict[str, Any]:
-        """Bring quarantined and differing records in step, by lifting versions; then verify again."""
-
-        async def mend(work: Work) -> dict[str, Any]:
-            self._needs_two_sides(work)
-            repaired = await _repair(work)
-            await self._catch_up(work)
-            left = await self._control.quarantined(work.migration.id, 1000)
-            verdict = await run_verification(work)
-            return {"repaired": repaired, "quarantined": len(left), **verdict.document()}
-
-        return await self._on_live(mend)
+        """Bring what differs and what was refused in step; then verify again."""
+        return await self._on_live(self._strategy.repair)
 
     async def purge(self, migration_id: str | None = None) -> Migration:
         """Drop the retired data of a completed migration (default: the newest that has not been purged)."""
@@ -172,7 +157,7 @@ class Coordinator:
             if "cancelling" in work.migration.milestones:
                 raise PreconditionFailed("this migration is being cancelled", hint="datalayer migrations cancel")
             standing = await self._standing(work)
-            stage = next_stage(standing, until)
+            stage = next_stage(standing, until, held=self._strategy.held)
             if stage is None:
                 return work.migration
             if stage in (Stage.ARM, Stage.FLIP) and not work.options.yes:
@@ -200,7 +185,7 @@ class Coordinator:
             await self._stage(work, Stage.VERIFY)
         while True:
             await work.refresh()
-            stage = next_stage_back(await self._standing(work))
+            stage = next_stage_back(await self._standing(work), held=self._strategy.held)
             if stage is None:
                 return work.migration
             await self._stage(work, stage)
@@ -251,16 +236,6 @@ class Coordinator:
         authority, _ = self._places.sides(work.routing)
         return (await authority.state()).fence == "sealed"
 
-    def _needs_two_sides(self, work: Work) -> None:
-        if work.routing.mirror is None:
-            raise PreconditionFailed(f"{work.migration.id} has no second side in phase {work.routing.phase}")
-
-    async def _catch_up(self, work: Work) -> None:
-        async with work.replay_lock:
-            replayer = await work.replayer()
-            while (await replayer.step()).records:
-                pass
-
     # --- lease, migration, background replay ------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -302,7 +277,7 @@ class Coordinator:
         await self._raise_token(work)
         if not work.routing.at_rest:
             await write_roles(self._places, work.routing)
-        tasks = [asyncio.create_task(self._replay_forever(work), name="datalayer-replay")]
+        tasks: list[asyncio.Task[None]] = [asyncio.create_task(self._strategy.follow(work), name="datalayer-follow")]
         if around is not None:
             replaying = replay_around(self._places, around, self._reporter.note)
             tasks.append(asyncio.create_task(replaying, name="datalayer-replay-domain"))
@@ -339,21 +314,6 @@ class Coordinator:
                 await asyncio.sleep(RETRY_S)
             else:
                 del waiting[0]
-
-    async def _replay_forever(self, work: Work) -> None:
-        while True:
-            idle = True
-            if work.routing.mirror is not None and not work.flipping:
-                try:
-                    async with work.replay_lock:
-                        replayed = await (await work.replayer()).step()
-                    work.note_changed(replayed.records)
-                    idle = not replayed.records
-                except DatalayerError as error:
-                    if not error.retryable:
-                        self._reporter.note(f"replay: {error.message}")
-                    await asyncio.sleep(0.2)
-            await asyncio.sleep(IDLE_S if idle else 0)
 
     async def _on_live(self, act: Callable[[Work], Awaitable[R]]) -> R:
         async with self._leased() as value:
@@ -407,7 +367,7 @@ class Coordinator:
         )
         await self._places.ensure_open(migration.source)
         await self._places.ensure_open(migration.target)
-        await fit_target(self._places, self._domain, migration.target)
+        await self._strategy.fit(self._places, self._domain, migration.target)
         token = Token(migration.id, self._domain, attempt, value)
         within = None
         if self._domain_lease is not None:
@@ -419,7 +379,7 @@ class Coordinator:
         if to not in self._places.backends:
             names = ", ".join(sorted(self._places.backends))
             raise ConfigurationError(f"backend {to!r} is not configured", hint=f"one of: {names}")
-        if routing.authority.backend == to:
+        if routing.authority.backend == to and not self._strategy.anew:
             raise PreconditionFailed(f"{self._domain} is on backend {to!r} already")
         reason = refusal(self._places, self._domain, to)
         if reason:
@@ -446,29 +406,3 @@ class Coordinator:
                     f"slots {part.slots} of {self._domain} are moving to {migration.target.backend!r} ({migration.id})",
                     hint="datalayer shards rebalance finishes it",
                 )
-
-
-async def _repair(work: Work) -> int:
-    """Lift the versions of quarantined and differing keys at the authority; the replayer does the rest."""
-    authority, _ = work.places.sides(work.routing)
-    store = work.places.store(work.migration.domain, work.routing.authority)
-    now = work.clock.now_us()
-    keys, ghosts = [], []
-    quarantined = await work.control.quarantined(work.migration.id, 10_000)
-    stored = await store.fetch([(row.kind, row.key) for row in quarantined])
-    for row in quarantined:
-        if (row.kind, row.key) in stored:
-            keys.append((row.kind, row.key))
-        else:
-            # Mended by a plain DELETE: its tombstone brings the replayer there, which releases the key.
-            ghosts.append(work.domain.tombstone(row.kind, row.key, max(row.version + 2, now)))
-    verdict = await work.control.document(work.migration.id, VERDICT) or {}
-    for item in verdict.get("differences", ()):
-        key = (item["kind"], bytes.fromhex(item["key"]))
-        if item["what"] == "ghost":
-            version = max((item["mirror_version"] or 0) + 2, now)
-            ghosts.append(work.domain.tombstone(key[0], key[1], version))
-        else:
-            keys.append(key)
-    await authority.repair(keys, ghosts, now)
-    return len(keys) + len(ghosts)

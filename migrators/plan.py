@@ -144,9 +144,14 @@ def reached(standing: Standing) -> Until | None:
             return Until.COMPLETE
 
 
-def next_stage(standing: Standing, until: Until) -> Stage | None:
-    """The stage that brings a migration nearer to ``until``; None when it is there."""
+def next_stage(standing: Standing, until: Until, *, held: bool = True) -> Stage | None:
+    """The stage that brings a migration nearer to ``until``; None when it is there.
+
+    Without a hold (``held`` of its strategy) there is no `armed`: what is verified flips.
+    """
     at = reached(standing)
+    if not held and until is Until.ARMED:
+        until = Until.VERIFIED
     if standing.phase is Phase.ARMED and standing.sealed:
         return Stage.FLIP
     if standing.phase is Phase.ARMED and standing.canary and until is not Until.ARMED:
@@ -160,22 +165,22 @@ def next_stage(standing: Standing, until: Until) -> Stage | None:
     return {
         Until.DUAL: Stage.BACKFILL,
         Until.BACKFILLED: Stage.VERIFY,
-        Until.VERIFIED: Stage.ARM,
+        Until.VERIFIED: Stage.ARM if held else Stage.FLIP,
         Until.ARMED: Stage.FLIP,
         Until.TARGET: Stage.COMPLETE,
     }[at]
 
 
-def next_stage_back(standing: Standing) -> Stage | None:
+def next_stage_back(standing: Standing, *, held: bool = True) -> Stage | None:
     """The stage that brings a migration nearer to dual from beyond its flip; None when it is there."""
     if standing.phase is Phase.TARGET:
-        return Stage.ARM
+        return Stage.ARM if held else Stage.FLIP
     if standing.phase is Phase.ARMED_BACK:
         return Stage.FLIP
     return None
 
 
-def stages_to(standing: Standing, until: Until) -> list[Stage]:
+def stages_to(standing: Standing, until: Until, *, held: bool = True) -> list[Stage]:
     """Every stage from here to ``until``, for a dry run."""
     stages: list[Stage] = []
     steps = {
@@ -186,7 +191,7 @@ def stages_to(standing: Standing, until: Until) -> list[Stage]:
         Stage.FLIP: Standing(Phase.TARGET, standing.milestones),
         Stage.COMPLETE: Standing(Phase.COMPLETE, frozenset({"completed"})),
     }
-    while (stage := next_stage(standing, until)) is not None:
+    while (stage := next_stage(standing, until, held=held)) is not None:
         stages.append(stage)
         standing = steps[stage]
     return stages

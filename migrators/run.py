@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError
 from datalayer.migrators import actions, around, hold
-from datalayer.migrators.plan import PLAN, Action, Stage
+from datalayer.migrators.plan import Action, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,22 +43,23 @@ HANDLERS: Final[dict[Action, Callable[[Work], Awaitable[str]]]] = {
     Action.DROP_TARGET: actions.drop_target,
     Action.PURGE_SOURCE: actions.purge_source,
 }
-_QUIET: Final = frozenset({Action.DRAIN, Action.CHECK_CHANGED, Action.FENCE_FOR_GOOD})
+QUIET: Final = frozenset({Action.DRAIN, Action.CHECK_CHANGED, Action.FENCE_FOR_GOOD})
 """Inside the hold only its first and last action are recorded: each record costs a write to the control store."""
 
 
 async def run_stage(work: Work, stage: Stage) -> None:
-    """Run every action of a stage in order. On an error inside a hold, step back; then raise it."""
+    """Run every action of a stage, as the domain's strategy has it, in order. On an error inside a hold, step back; then raise it."""
     work.reporter.stage(stage, str(work.routing.phase))
-    for action in PLAN[stage]:
-        quiet = action in _QUIET
+    strategy = work.strategy
+    for action in strategy.plan[stage]:
+        quiet = action in strategy.quiet
         if not quiet:
             await work.control.record_step(work.token, action, "doing")
         work.reporter.step(action, "doing", "")
         await work.failpoints.reach(f"{action}.before")
         began = work.clock.monotonic()
         try:
-            detail = await HANDLERS[action](work)
+            detail = await strategy.handlers[action](work)
         except DatalayerError as error:
             hold.step_back(work)
             parts = f" {work.hold_parts}" if work.hold_parts else ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from datalayer.control.base import coordinator_lease
+from datalayer.domains.movement import Movement, movement_of
 from datalayer.errors import DatalayerError, PreconditionFailed
 from datalayer.migrators.actions import VERDICT, tampered_way_out
 from datalayer.migrators.fleet import describe, proven_dead
+from datalayer.migrators.strategy import strategy_of
 from datalayer.routing.route import Phase
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ async def status(places: Places, migration: Migration) -> dict[str, Any]:
     quarantined = await control.quarantined(migration.id, 1000)
     behind = await control.behind(migration.domain, routing.epoch)
     holder = await control.holder(coordinator_lease(migration.domain))
-    backlog, foreign = await _journal(places, migration, routing)
+    backlog = await strategy_of(migration.domain).backlog(places, migration, routing)
+    foreign = await _foreign_writers(places, migration, routing)
     return {
         "id": migration.id,
         "domain": migration.domain,
@@ -120,7 +123,7 @@ async def why(places: Places, migration: Migration) -> list[dict[str, str]]:
     if holder is not None:
         because("coordinator", f"{holder[0]} is at work", "wait for it, or end it")
     await _why_stores(places, migration, routing, because)
-    _, foreign = await _journal(places, migration, routing)
+    foreign = await _foreign_writers(places, migration, routing)
     if foreign and migration.options.get("foreign_writers") != "refuse":
         because(
             "foreign_writers",
@@ -139,7 +142,7 @@ async def _why_stores(places: Places, migration: Migration, routing: Routing, be
     for side, place in (("source", migration.source), ("target", migration.target)):
         try:
             await places.ensure_open(place)
-            if not routing.at_rest:
+            if not routing.at_rest and _has_guards(migration):
                 state = await places.guard(migration.domain, place, migration.attempt, side).state()  # type: ignore[arg-type]
                 if state.tampered:
                     because("tampered", f"somebody changed the guard of {place.backend!r}", tampered_way_out(routing))
@@ -147,16 +150,20 @@ async def _why_stores(places: Places, migration: Migration, routing: Routing, be
             because("backend", f"{side} {place.backend!r}: {error.message}", "bring it back")
 
 
-async def _journal(places: Places, migration: Migration, routing: Routing) -> tuple[int | None, list[str]]:
-    """(dirty keys, programs other than this library that write) at the authority; (None, []) where that is unknown."""
-    if routing.mirror is None or routing.attempt != migration.attempt:
-        return None, []
+async def _foreign_writers(places: Places, migration: Migration, routing: Routing) -> list[str]:
+    """Programs other than this library that write at the authority; [] where that is unknown."""
+    if routing.mirror is None or routing.attempt != migration.attempt or not _has_guards(migration):
+        return []
     try:
         await places.ensure_open(routing.authority)
         guard, _ = places.sides(routing)
-        return await guard.journal.backlog(), await guard.journal.foreign_writers()
+        return await guard.journal.foreign_writers()
     except DatalayerError:
-        return None, []
+        return []
+
+
+def _has_guards(migration: Migration) -> bool:
+    return movement_of(migration.domain) is Movement.RECORDS
 
 
 def _phase(migration: Migration, routing: Routing) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from datalayer.domains.registry import DOMAINS
 from datalayer.errors import ConfigurationError, DatalayerError, PreconditionFailed
-from datalayer.migrators.actions import fit_target
+from datalayer.layer import MOVABLE
 from datalayer.migrators.plan import Stage, Standing, Until, stages_to
+from datalayer.migrators.strategy import strategy_of
 from datalayer.routing.route import Phase, Place
 from datalayer.routing.shards import base_domain, parse_group
 
@@ -50,16 +50,22 @@ async def planned_stages(places: Places, domain: str, to: str, until: Until) -> 
     reason = None if going_on else _excluded(places, routing, live, to) or await _unfit(places, domain, to)
     if reason:
         raise PreconditionFailed(f"{domain} cannot go to {to!r}: {reason}")
+    held = strategy_of(domain).held
     if live is None:
-        return None, stages_to(Standing(Phase.SOURCE, frozenset()), until)
+        return None, stages_to(Standing(Phase.SOURCE, frozenset()), until, held=held)
     phase = routing.phase if routing.attempt == live.attempt else Phase.SOURCE
-    return live, stages_to(Standing(phase, live.milestones), until)
+    return live, stages_to(Standing(phase, live.milestones), until, held=held)
+
+
+def check_movable(domain: str) -> None:
+    """PreconditionFailed for what is no domain, or none that an open DataLayer serves."""
+    if base_domain(domain) not in MOVABLE:
+        raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(MOVABLE))}")
 
 
 async def standing_of(places: Places, domain: str) -> tuple[Routing, Migration | None]:
     """The domain's routing and its unfinished migration."""
-    if base_domain(domain) not in DOMAINS:
-        raise PreconditionFailed(f"{domain!r} cannot be migrated; movable are {', '.join(sorted(DOMAINS))}")
+    check_movable(domain)
     _, routings = await places.control.routings()
     places.learn(routings)
     if domain not in routings:
@@ -82,7 +88,7 @@ def _excluded(places: Places, routing: Routing, live: Migration | None, name: st
     """Why not, from what is known without connecting."""
     if live is not None:
         return None if live.target.backend == name else f"{live.id} moves it to {live.target.backend!r} now"
-    if routing.authority.backend == name:
+    if routing.authority.backend == name and not strategy_of(routing.domain).anew:
         return f"{routing.domain} is there already"
     return refusal(places, routing.domain, name)
 
@@ -91,7 +97,7 @@ async def _unfit(places: Places, domain: str, name: str) -> str | None:
     """Why not, from what the backend says."""
     try:
         await places.ensure_open(Place(name))
-        await fit_target(places, domain, Place(name))
+        await strategy_of(domain).fit(places, domain, Place(name))
     except DatalayerError as error:
         return str(error)
     return None

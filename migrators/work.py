@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import MigrationError
+from datalayer.migrators.strategy import strategy_of
 from datalayer.routing.replay import Replayer
 from datalayer.routing.route import Phase
 from datalayer.routing.shards import base_domain
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from datalayer.domains.registry import Domain
     from datalayer.migrators.around import Around
     from datalayer.migrators.options import Failpoints, MigrateOptions, Reporter
+    from datalayer.migrators.strategy import Strategy
     from datalayer.routing.places import Places
     from datalayer.routing.route import Place, Routing
     from datalayer.stores.base import Guard, Token
@@ -69,6 +71,11 @@ class Work:
     def domain(self) -> Domain:
         """The domain that moves."""
         return DOMAINS[base_domain(self.migration.domain)]
+
+    @property
+    def strategy(self) -> Strategy:
+        """How the domain moves."""
+        return strategy_of(self.migration.domain)
 
     @property
     def source_store(self) -> Any:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from datalayer.domains.movement import Movement, movement_of
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
@@ -185,6 +186,8 @@ class Places:
     def compile(self, routing: Routing) -> Route:
         """The route of a routing."""
         store = self.store(routing.domain, routing.authority)
+        if movement_of(routing.domain) is not Movement.RECORDS:
+            return Route(routing, store, _executes_nothing, mirror=self._mirror_without_guard(routing))
         last_writer = self.backend(routing.authority).authority_class == "last_writer"
         if routing.mirror is None:
             if not last_writer:
@@ -210,6 +213,12 @@ class Places:
             last_writer=last_writer,
         )
 
+    def _mirror_without_guard(self, routing: Routing) -> Any:
+        """The mirror's store, None at rest and until its backend has answered once."""
+        if routing.mirror is None or not self.is_open(routing.mirror):
+            return None
+        return self.store(routing.domain, routing.mirror)
+
     def _last_writer(self, routing: Routing, store: Any, mirror: Any) -> LastWriterAuthority:
         intents = None
         if mirror is not None:
@@ -225,6 +234,10 @@ class Places:
             # record is quarantined and named, and the application goes on.
             check=None if mirror is None or routing.phase in SOURCE_RULES else mirror.check,
         )
+
+
+async def _executes_nothing(_mutation: Any, _deadline: Deadline) -> Executed:
+    raise AssertionError("only domains of records have mutations; a repository of others uses the route's stores")
 
 
 def _no_replicas(routing: Routing) -> ReplicaReads | None:

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from datalayer.errors import Closed, DeadlineExceeded, Fenced, Overloaded, StaleRoute, Unavailable
+from datalayer.errors import Closed, ConfigurationError, DeadlineExceeded, Fenced, Overloaded, StaleRoute, Unavailable
 from datalayer.ids import slot_of
 from datalayer.routing.route import Routing
 from datalayer.routing.within import within
@@ -53,6 +53,7 @@ class Router:
         self._changed = asyncio.Event()
         self._held = 0
         self._unreachable = ""
+        self._unplaced = ""
         self.on_answer: Callable[[str], None] = _nobody
         """Told of each write that was answered or refused, with the domain's name."""
 
@@ -60,6 +61,8 @@ class Router:
     def route(self) -> Route:
         """The route that new operations use."""
         if self._route is None:
+            if self._unplaced:
+                raise ConfigurationError(self._unplaced, hint=f"[routes] {self.domain} = NAME of a backend that can")
             if self._unreachable:
                 raise Unavailable(self._unreachable)
             raise Closed
@@ -92,6 +95,10 @@ class Router:
     def wait_for(self, reason: str) -> None:
         """Answer Unavailable until a route is adopted: the store of a slot group does not answer."""
         self._unreachable = reason
+
+    def unplaced(self, reason: str) -> None:
+        """Answer ConfigurationError until a route is adopted: no backend was given to this domain."""
+        self._unplaced = reason
 
     def adopt(self, route: Route) -> None:
         """Use this route for every operation that begins from now on."""

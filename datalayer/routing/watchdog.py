@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import LEASE_RENEW_S, coordinator_lease
+from datalayer.domains.movement import OPTIONAL, Movement, movement_of
 from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch, Unavailable
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.replay import Replayer
@@ -180,6 +181,9 @@ class Watchdog:
                 self._leave_out(router, error.message)
                 continue
             except RoutingMismatch as error:
+                if domain in OPTIONAL and not router.serves:
+                    router.unplaced(error.message)  # nobody here uses it: the others' routings are taken
+                    continue
                 if parse_group(domain) is None or self._news < 0:
                     raise
                 self._tell_mismatch(error)  # of this group: the others' new routings are taken
@@ -303,7 +307,8 @@ class Watchdog:
                     continue
                 try:
                     await self._connect_mirror(router)
-                    await self._assist_domain(router.routing)
+                    if movement_of(router.domain) is Movement.RECORDS:
+                        await self._assist_domain(router.routing)
                 except LostLease:
                     continue
                 except DatalayerError as error:
