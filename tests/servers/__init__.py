@@ -8,6 +8,8 @@ from tests.servers.interface import (
     PostgresPair,
     PostgresReplica,
     PostgresServer,
+    RedisCluster,
+    RedisServer,
     Server,
 )
 from tests.servers.servers import Servers
@@ -22,6 +24,8 @@ __all__ = [
     "PostgresPair",
     "PostgresReplica",
     "PostgresServer",
+    "RedisCluster",
+    "RedisServer",
     "Server",
     "ServerError",
     "Servers",

@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from tests.servers.cassandra.keyspace import create_keyspace
 from tests.servers.errors import NotControllable
-from tests.servers.interface import PostgresServer
+from tests.servers.interface import PostgresServer, Server
 from tests.servers.postgres.replica import ReplicaBySql
 from tests.servers.postgres.server import create_database
+from tests.servers.redis.server import empty_database
 
 POSTGRES_VARIABLE = "DATALAYER_TEST_POSTGRES_URL"
 REPLICA_VARIABLE = "DATALAYER_TEST_POSTGRES_REPLICA_URL"
 PGBOUNCER_VARIABLE = "DATALAYER_TEST_PGBOUNCER_URL"
 CASSANDRA_VARIABLE = "DATALAYER_TEST_CASSANDRA_URL"
+REDIS_VARIABLE = "DATALAYER_TEST_REDIS_URL"
+REDIS_CLUSTER_VARIABLE = "DATALAYER_TEST_REDIS_CLUSTER_URL"
 
 
 class Given:
@@ -39,7 +43,7 @@ class Given:
     def resume(self) -> None:
         self._refuse("resumed")
 
-    def _refuse(self, verb: str) -> None:
+    def _refuse(self, verb: str) -> NoReturn:
         address = urlsplit(self.url).netloc.rpartition("@")[2]
         raise NotControllable(f"the server at {address} was given by URL and cannot be {verb} from here")
 
@@ -71,6 +75,35 @@ class GivenCassandra(Given):
 
     def await_whole(self) -> None:
         """Refused: the nodes are not known one by one."""
+        self._refuse("watched")
+
+
+class GivenRedis(Given):
+    """A Redis given by URL; tests use its databases that hold no key, and leave keys in them."""
+
+    _databases = 0
+
+    def create_database(self) -> str:
+        """The URL of a database that holds no key and was not handed out before."""
+        url, self._databases = empty_database(self.url, self._databases + 1)
+        return url
+
+
+class GivenRedisCluster(Given):
+    """A Redis cluster given by URL; its nodes are not known one by one."""
+
+    nodes: Sequence[Server] = ()
+
+    def primary_of(self, key: str) -> Server:
+        """Refused."""
+        return self._refuse("searched")
+
+    def await_failover(self, gone: Server) -> None:
+        """Refused."""
+        self._refuse("watched")
+
+    def await_whole(self) -> None:
+        """Refused."""
         self._refuse("watched")
 
 
@@ -107,3 +140,15 @@ def given_cassandra() -> GivenCassandra | None:
     """The Cassandra of the environment, if it names one."""
     url = os.environ.get(CASSANDRA_VARIABLE)
     return GivenCassandra(url) if url else None
+
+
+def given_redis() -> GivenRedis | None:
+    """The Redis of the environment, if it names one."""
+    url = os.environ.get(REDIS_VARIABLE)
+    return GivenRedis(url) if url else None
+
+
+def given_redis_cluster() -> GivenRedisCluster | None:
+    """The Redis cluster of the environment, if it names one."""
+    url = os.environ.get(REDIS_CLUSTER_VARIABLE)
+    return GivenRedisCluster(url) if url else None

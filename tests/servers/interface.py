@@ -91,6 +91,30 @@ class PgBouncerServer(Server, Protocol):
         """Rows of SHOW `what` of the admin console: pools, servers, clients, config, version."""
 
 
+class RedisServer(Server, Protocol):
+    """A Redis server alone; its url names database 0."""
+
+    def create_database(self) -> str:
+        """The URL of a database that holds no key and was not handed out before."""
+
+
+class RedisCluster(Server, Protocol):
+    """Three Redis primaries with a replica each, steered as one or one by one."""
+
+    @property
+    def nodes(self) -> Sequence[Server]:
+        """The nodes; none when the cluster was given by URL."""
+
+    def primary_of(self, key: str) -> Server:
+        """The node that serves this key now."""
+
+    def await_failover(self, gone: Server) -> None:
+        """Returns when another node serves what a killed or paused primary served, and all living nodes know."""
+
+    def await_whole(self) -> None:
+        """Waits until every node serves and every primary has its replica, for instance after one came back."""
+
+
 class CassandraServer(Server, Protocol):
     """A Cassandra node, or a whole ring steered as one."""
 

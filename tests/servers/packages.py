@@ -12,7 +12,15 @@ from tests.servers.errors import InstallFailed, ServerError
 from tests.servers.process import Command, clean_environment, run_tool
 
 _TIMEOUT_S = 900.0
+_UNITS = Path("/etc/systemd/system")
 _logger = logging.getLogger(__name__)
+
+
+def mask_service(name: str) -> None:
+    """Keeps a Debian package from starting a service of its own when it is installed; harmless where it cannot."""
+    mask = _UNITS / f"{name}.service"
+    if can_apt() and mask.parent.is_dir() and not mask.is_symlink():
+        mask.symlink_to("/dev/null")
 
 
 def can_apt() -> bool:

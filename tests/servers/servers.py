@@ -21,15 +21,30 @@ from tests.servers.errors import NotControllable
 from tests.servers.given import (
     PGBOUNCER_VARIABLE,
     POSTGRES_VARIABLE,
+    REDIS_CLUSTER_VARIABLE,
+    REDIS_VARIABLE,
     given_cassandra,
     given_postgres,
+    given_redis,
+    given_redis_cluster,
     given_replica,
 )
-from tests.servers.interface import CassandraCluster, CassandraServer, PgBouncerServer, PostgresPair, PostgresServer
+from tests.servers.interface import (
+    CassandraCluster,
+    CassandraServer,
+    PgBouncerServer,
+    PostgresPair,
+    PostgresServer,
+    RedisCluster,
+    RedisServer,
+)
 from tests.servers.pgbouncer import GivenPgBouncer, LocalPgBouncer, install_pgbouncer
 from tests.servers.ports import LOOPBACK, PortLease, lease_port
 from tests.servers.postgres import LocalPostgres, LocalReplica, install_postgres
 from tests.servers.postgres.install import make_open_folder
+from tests.servers.redis import LocalRedis, LocalRedisCluster, install_redis
+from tests.servers.redis.cluster import CLUSTER_SETTINGS, NODES
+from tests.servers.redis.server import RedisPlan
 from tests.servers.watchdog import Watchdog
 
 _NATIVE_PORT = 9042
@@ -37,6 +52,11 @@ _STORAGE_PORT = 7000
 _C = TypeVar("_C", bound=containers.Container)
 # Three JVMs that start on two cores compete with their own optimising compilers; rings are for faults, not speed.
 _RING_OPTIONS = ("-XX:TieredStopAtLevel=1",)
+
+
+def _refuse_fresh(name: str, variable: str) -> None:
+    if variable in os.environ:
+        raise NotControllable(f"a server of its own for {name} is not to be had while {variable} is set")
 
 
 class Servers:
@@ -58,6 +78,8 @@ class Servers:
         self._poolers: dict[str, PgBouncerServer] = {}
         self._cassandra: CassandraServer | None = None
         self._rings: dict[int, CassandraCluster] = {}
+        self._redis: RedisServer | None = None
+        self._redis_cluster: RedisCluster | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +97,7 @@ class Servers:
         self._folder = None
         self._postgres, self._cassandra, self._rings = [], None, {}
         self._pair, self._poolers = None, {}
+        self._redis, self._redis_cluster = None, None
 
     def postgres(self, count: int = 1, *, port: int | None = None) -> list[PostgresServer]:
         """The first `count` shared Postgres clusters of the run, those missing started side by side."""
@@ -96,8 +119,7 @@ class Servers:
         Raises:
             NotControllable: the run uses servers given by URL.
         """
-        if POSTGRES_VARIABLE in os.environ:
-            raise NotControllable(f"a cluster of its own for {name} is not to be had while {POSTGRES_VARIABLE} is set")
+        _refuse_fresh(name, POSTGRES_VARIABLE)
         return self._start_fresh(name, settings or {})
 
     def postgres_pair(self) -> PostgresPair:
@@ -181,6 +203,56 @@ class Servers:
         if count not in self._rings:
             self._rings[count] = given_cassandra() or self._start_ring(count)
         return self._rings[count]
+
+    def redis(self) -> RedisServer:
+        """The shared single Redis of the run."""
+        if self._redis is None:
+            self._redis = given_redis() or self._start_redis("redis", {})
+        return self._redis
+
+    def fresh_redis(self, name: str, *, settings: Mapping[str, str] | None = None) -> LocalRedis:
+        """A local Redis for one test alone, with its own settings as redis.conf writes them; 0.1 s.
+
+        Raises:
+            NotControllable: the run uses a server given by URL.
+        """
+        _refuse_fresh(name, REDIS_VARIABLE)
+        return self._start_redis(name, settings or {})
+
+    def redis_cluster(self) -> RedisCluster:
+        """The shared Redis cluster of the run: three primaries with a replica each."""
+        if self._redis_cluster is None:
+            self._redis_cluster = given_redis_cluster() or self._start_redis_cluster("redis-cluster", {})
+        return self._redis_cluster
+
+    def fresh_redis_cluster(self, name: str, *, settings: Mapping[str, str] | None = None) -> LocalRedisCluster:
+        """A local cluster for one test alone, free to be broken; about 2.5 s.
+
+        Raises:
+            NotControllable: the run uses a cluster given by URL.
+        """
+        _refuse_fresh(name, REDIS_CLUSTER_VARIABLE)
+        return self._start_redis_cluster(name, settings or {})
+
+    def _start_redis(self, name: str, settings: Mapping[str, str]) -> LocalRedis:
+        server = self._place_redis(RedisPlan(name, self._lease().port, settings), install_redis())
+        server.start()
+        return server
+
+    def _start_redis_cluster(self, name: str, settings: Mapping[str, str]) -> LocalRedisCluster:
+        binary, settings = install_redis(), {**CLUSTER_SETTINGS, **settings}
+        plans = [
+            RedisPlan(f"{name}-{number + 1}", self._lease().port, settings, bus_port=self._lease().port)
+            for number in range(NODES)
+        ]
+        cluster = LocalRedisCluster([self._place_redis(plan, binary) for plan in plans])
+        cluster.start()
+        return cluster
+
+    def _place_redis(self, plan: RedisPlan, binary: Path) -> LocalRedis:
+        server = LocalRedis(plan, binary=binary, folder=self._new_folder(plan.name), mark=self._run)
+        self._cleanup.callback(server.kill9)
+        return server
 
     def _start_postgres(
         self, names: list[str], *, port: int | None, settings: Mapping[str, str]

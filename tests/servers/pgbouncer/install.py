@@ -13,8 +13,6 @@ from tests.servers.process import Account
 BINARY_VARIABLE = "DATALAYER_PGBOUNCER"
 # Debian keeps it where an ordinary user's PATH does not look.
 _SYSTEM = Path("/usr/sbin/pgbouncer")
-# Keeps Debian's package from starting a service of its own.
-_MASK = Path("/etc/systemd/system/pgbouncer.service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,7 @@ def _find() -> Path | None:
 
 
 def _fetch() -> Path:
-    if packages.can_apt() and _MASK.parent.is_dir() and not _MASK.is_symlink():
-        _MASK.symlink_to("/dev/null")
+    packages.mask_service("pgbouncer")
     packages.apt_install(("pgbouncer",), reason="PgBouncer is missing")
     found = _find()
     if found is None:
