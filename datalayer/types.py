@@ -153,6 +153,23 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A part of a message's text, without markup; ``marks``: from where to where in it the matches are."""
+
+    text: str
+    marks: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A message that was found, as it is now."""
+
+    message: Message
+    excerpt: Excerpt | None = None
+    """Where it matches, when that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     """One page of a listing; ``next_cursor`` is None on the last one."""
 

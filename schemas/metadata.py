@@ -69,6 +69,8 @@ LISTED_COLUMNS: Final = (
     "deleted",
     "version",
 )
+MESSAGE_DOC_COLUMNS: Final = ("conversation_id", "id", "sender_id", "body", "deleted", "version")
+USER_DOC_COLUMNS: Final = ("id", "username", "names", "deleted", "version")
 META_COLUMNS: Final = ("domain", "attempt", "deployment", "role", "epoch")
 TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
 
@@ -232,6 +234,33 @@ def listings_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+def message_docs_table(attempt: int = 0) -> sa.Table:
+    """The words of messages (``domains.search``). What makes them quick to search is the product's: ``schemas.search``."""
+    return sa.Table(
+        relation("search_messages", attempt),
+        sa.MetaData(),
+        sa.Column("conversation_id", _UUID, primary_key=True),
+        sa.Column("id", _UUID, primary_key=True),
+        sa.Column("sender_id", _UUID, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("deleted", sa.Boolean, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False),
+    )
+
+
+def user_docs_table(attempt: int = 0) -> sa.Table:
+    """The words of users' names."""
+    return sa.Table(
+        relation("search_users", attempt),
+        sa.MetaData(),
+        sa.Column("id", _UUID, primary_key=True),
+        sa.Column("username", _SORTED_TEXT, nullable=False),
+        sa.Column("names", sa.Text, nullable=False),
+        sa.Column("deleted", sa.Boolean, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False),
+    )
+
+
 def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
     """Every table of a domain at a place."""
     if domain == "messages":
@@ -240,6 +269,8 @@ def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
         return (conversations_table(attempt), members_table(attempt))
     if domain == "listings":
         return (listings_table(attempt),)
+    if domain == "search":
+        return (message_docs_table(attempt), user_docs_table(attempt))
     assert domain == "users", f"the SQL schema knows no {domain}"
     return (users_table(attempt), claims_table(attempt))
 

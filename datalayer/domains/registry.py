@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import conversations, listings, messages, users
+from datalayer.domains import conversations, listings, messages, search, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +33,14 @@ class Domain:
 def _message_tombstone(kind: str, key: bytes, version: int) -> Record:
     assert kind == "message", "the messages domain has one kind"
     return messages.tombstone(key, version)
+
+
+def _no_mutation(*_: object) -> Any:
+    raise AssertionError("a projection has no mutations: its records follow from those of other domains")
+
+
+def _record_itself(record: Record) -> Record:
+    return record
 
 
 DOMAINS: Final[dict[str, Domain]] = {
@@ -71,6 +79,15 @@ DOMAINS: Final[dict[str, Domain]] = {
         decide=listings.decide,
         to_entity=listings.to_listed,
         tombstone=listings.tombstone,
+    ),
+    "search": Domain(
+        "search",
+        search.KINDS,
+        needs_compare_and_set=False,
+        keys_of=_no_mutation,
+        decide=_no_mutation,
+        to_entity=_record_itself,
+        tombstone=search.tombstone,
     ),
 }
 KINDS: Final[dict[str, Kind]] = {kind.name: kind for domain in DOMAINS.values() for kind in domain.kinds}

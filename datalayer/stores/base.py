@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.domains.record import Key, Kind, Record
+    from datalayer.domains.search import Found, FoundUser, MessageQuery, Phrase
     from datalayer.types import Conversation, Listed, Member, Message, User
 
 AuthorityClass = Literal["transactional", "last_writer"]
@@ -327,6 +328,32 @@ class ListingReads(Protocol):
         self, user_id: UUID, limit: int, deadline: Deadline, *, after: tuple[int, UUID] | None = None
     ) -> list[Listed]:
         """A user's live entries by (last activity, conversation id), newest first, beyond ``after``."""
+        ...
+
+
+class SearchReads(Protocol):
+    """Queries of a search index. Exact: every document that matches (``domains.search.matches``) and no other.
+
+    ``apply`` answers when what it was given is durable; queries see it within ``visible_within_s`` of that, ``fetch``
+    and ``scan`` at once.
+    """
+
+    visible_within_s: float
+
+    async def messages(
+        self, query: MessageQuery, limit: int, deadline: Deadline, *, after: tuple[UUID, UUID] | None = None
+    ) -> list[Found]:
+        """At most ``limit`` that match, filled to the limit, falling by ``Found.position``, beyond ``after``."""
+        ...
+
+    async def users(
+        self, phrase: Phrase, limit: int, deadline: Deadline, *, after: tuple[str, UUID] | None = None
+    ) -> list[FoundUser]:
+        """At most ``limit`` whose names match, filled to the limit, rising by ``FoundUser.position``, beyond ``after``."""
+        ...
+
+    async def refresh(self) -> None:
+        """Let queries see all that was applied until now."""
         ...
 
 

@@ -65,6 +65,10 @@ class TestListingsPort(_Memory, PortSuite):
     domain = "listings"
 
 
+class TestSearchPort(_Memory, PortSuite):
+    domain = "search"
+
+
 class TestListingReads(_Memory, ListingReadsSuite):
     pass
 

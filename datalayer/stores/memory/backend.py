@@ -24,6 +24,7 @@ from datalayer.stores.memory.store import (
     MemoryListings,
     MemoryMessages,
     MemoryPort,
+    MemorySearch,
     MemoryUsers,
     TransactionalConversations,
     TransactionalListings,
@@ -47,6 +48,8 @@ _STORES: Final[dict[tuple[str, str], type[MemoryPort]]] = {
     ("conversations", "last_writer"): MemoryConversations,
     ("listings", "transactional"): TransactionalListings,
     ("listings", "last_writer"): MemoryListings,
+    ("search", "transactional"): MemorySearch,
+    ("search", "last_writer"): MemorySearch,
 }
 _HANGS: Final = frozenset({Fault.HANG, Fault.HANG_APPLIED})
 _WITH_EFFECT: Final = frozenset({Fault.LOST_REPLY, Fault.HANG_APPLIED, Fault.CRASH_AFTER})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import UUID
 
-from datalayer.domains import conversations, listings, messages, users
+from datalayer.domains import conversations, listings, messages, search, users
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import InvalidArgument, SchemaBehind, StaleRoute
 from datalayer.stores.base import Executed, ScanPage
@@ -267,6 +267,62 @@ class MemoryListings(MemoryPort):
             return sorted(live, key=lambda one: (one.last_activity_us, one.conversation_id), reverse=True)[:limit]
 
         return await self._call("of_user", effect, deadline, write=False)
+
+
+class MemorySearch(MemoryPort):
+    """A search index: the port, and the definition of a match asked of every document."""
+
+    visible_within_s: float = 0.0
+
+    async def messages(
+        self, query: search.MessageQuery, limit: int, deadline: Deadline, *, after: tuple[UUID, UUID] | None = None
+    ) -> list[search.Found]:
+        def effect() -> list[search.Found]:
+            documents = chain.from_iterable(
+                self._table().of_routing("message_doc", one.bytes) for one in set(query.conversations)
+            )
+            found = [_found(one) for one in documents if not one.deleted and _answers(query, one)]
+            found = [one for one in found if after is None or one.position < after]
+            return sorted(found, key=lambda one: one.position, reverse=True)[:limit]
+
+        return await self._call("messages", effect, deadline, write=False)
+
+    async def users(
+        self, phrase: search.Phrase, limit: int, deadline: Deadline, *, after: tuple[str, UUID] | None = None
+    ) -> list[search.FoundUser]:
+        def effect() -> list[search.FoundUser]:
+            found = []
+            for (kind, key), document in self._table().records.items():
+                if kind == "user_doc" and not document.deleted:
+                    username, names = cast("tuple[str, str]", document.fields)
+                    if search.matches((phrase,), names):
+                        found.append(search.FoundUser(UUID(bytes=key), username, document.version))
+            found = [one for one in found if after is None or _rising(one.position) > _rising(after)]
+            return sorted(found, key=lambda one: _rising(one.position))[:limit]
+
+        return await self._call("users", effect, deadline, write=False)
+
+    async def refresh(self) -> None:
+        await self._call("refresh", lambda: None, write=False)
+
+
+def _found(document: Record) -> search.Found:
+    return search.Found(UUID(bytes=document.key[:16]), UUID(bytes=document.key[16:]), document.version)
+
+
+def _rising(position: tuple[str, UUID]) -> tuple[bytes, UUID]:
+    return position[0].encode(), position[1]
+
+
+def _answers(query: search.MessageQuery, document: Record) -> bool:
+    sender, words = cast("tuple[bytes, str]", document.fields)
+    id = document.key[16:]
+    return (
+        (query.sender_id is None or query.sender_id.bytes == sender)
+        and (query.since is None or query.since.bytes <= id)
+        and (query.until is None or id < query.until.bytes)
+        and search.matches(query.phrases, words)
+    )
 
 
 class _Transactions(MemoryPort):

@@ -11,6 +11,8 @@ from datalayer.domains.listings import listed_key
 from datalayer.domains.messages import message_key
 from datalayer.domains.record import Record
 from datalayer.domains.registry import DOMAINS
+from datalayer.domains.search import sort_name
+from datalayer.domains.words import TEXT_MAX, WORD_MAX, indexed
 from datalayer.ids import id_time_us, uuid7_at
 
 if TYPE_CHECKING:
@@ -171,6 +173,37 @@ class Maker:
         ids = [None if one is None else one.bytes for one in (read_up_to, newest)]
         return Record("listed", key, at, deleted, (role, at, *ids, last_activity, shown))
 
+    def message_doc(
+        self,
+        conversation: UUID | None = None,
+        id: UUID | None = None,
+        *,
+        version: int | None = None,
+        body: str = "hello",
+        sender: UUID | None = None,
+        deleted: bool = False,
+    ) -> Record:
+        """The document of a message; ``body`` is words already."""
+        own = self.id() if id is None else id
+        key = message_key(self.id() if conversation is None else conversation, own)
+        at = id_time_us(own) if version is None else version
+        return Record("message_doc", key, at, deleted, ((self.id() if sender is None else sender).bytes, body))
+
+    def user_doc(
+        self,
+        id: UUID | None = None,
+        *,
+        version: int | None = None,
+        username: str | None = None,
+        names: str | None = None,
+        deleted: bool = False,
+    ) -> Record:
+        """The document of a user."""
+        own = self.id() if id is None else id
+        at = id_time_us(own) if version is None else version
+        name = f"ann_{self.random.getrandbits(40):x}" if username is None else username
+        return Record("user_doc", own.bytes, at, deleted, (name, name if names is None else names))
+
     def of(self, domain: str, kind: str | None = None) -> Record:
         """A record of a domain with new keys; any kind of it unless one is given."""
         chosen = self.random.choice(DOMAINS[domain].kinds).name if kind is None else kind
@@ -181,6 +214,8 @@ class Maker:
             "conversation": self.conversation,
             "member": self.member,
             "listed": self.listed,
+            "message_doc": self.message_doc,
+            "user_doc": self.user_doc,
         }
         return make[chosen]()
 
@@ -194,6 +229,8 @@ class Maker:
             return self.message(body=text)
         if domain == "listings":
             return self.listed(role=text)
+        if domain == "search":
+            return self.message_doc(body=text if text == LONE_SURROGATE else indexed(text))
         return self.user(display_name=text) if domain == "users" else self.conversation(title=text)
 
     def late(self, domain: str) -> Record:
@@ -204,6 +241,8 @@ class Maker:
         own = self.id(self._late_us)
         if domain == "listings":
             return self.listed(own)
+        if domain == "search":
+            return self.message_doc(own, self.id(self._late_us))
         return self.user(own) if domain == "users" else self.conversation(own)
 
     def many(self, domain: str, number: int) -> list[Record]:
@@ -214,6 +253,8 @@ class Maker:
             record = self.of(domain)
             if domain == "messages":
                 record = self.message(self.random.choice(conversations))
+            elif record.kind == "message_doc":
+                record = self.message_doc(self.random.choice(conversations))
             made.append(record if at % 10 else record._replace(deleted=True))
         return made
 
@@ -225,6 +266,8 @@ class Maker:
             return self._hostile_conversations()
         if domain == "listings":
             return self._hostile_listings()
+        if domain == "search":
+            return self._hostile_documents()
         made = {f"body {name}": self.message(body=text) for name, text in TEXTS.items()}
         made |= {f"attributes {name}": self.message(attributes=text) for name, text in JSON_TEXTS.items()}
         made |= {f"kind {name}": self.message(kind=text) for name, text in TEXTS.items() if text}
@@ -272,6 +315,18 @@ class Maker:
         made["ended"] = self.listed(deleted=True)
         return made
 
+    def _hostile_documents(self) -> dict[str, Record]:
+        made = {f"body {name}": self.message_doc(body=indexed(text)) for name, text in TEXTS.items()}
+        made |= {f"username {name}": self.user_doc(username=sort_name(text)) for name, text in TEXTS.items()}
+        made |= {f"names {name}": self.user_doc(names=indexed(text)) for name, text in TEXTS.items()}
+        made["no words"] = self.message_doc(body="")
+        made["all words there may be"] = self.message_doc(body=" ".join(f"w{at}" for at in range(14_000))[:TEXT_MAX])
+        made["a long word"] = self.message_doc(body="\U00020000" * WORD_MAX)
+        made["nobody's"] = self.message_doc(sender=UUID(int=0))
+        made["deleted message"] = self.message_doc(deleted=True)
+        made["deleted user"] = self.user_doc(deleted=True)
+        return made
+
     def next_versions(self, record: Record, number: int) -> list[Record]:
         """Later versions of a record with different contents, the last one a tombstone."""
         made = []
@@ -293,6 +348,10 @@ class Maker:
             other = self.member(version=version, role=text, deleted=deleted)
         elif record.kind == "listed":
             other = self.listed(version=version, role=text, deleted=deleted)
+        elif record.kind == "message_doc":
+            other = self.message_doc(version=version, body=text, deleted=deleted)
+        elif record.kind == "user_doc":
+            other = self.user_doc(version=version, names=text, deleted=deleted)
         else:
             other = self.claim(version=version, deleted=deleted)
         return other._replace(key=record.key)
