@@ -10,6 +10,7 @@ from tests.servers.interface import (
     PostgresServer,
     RedisCluster,
     RedisServer,
+    S3Server,
     Server,
 )
 from tests.servers.servers import Servers
@@ -26,6 +27,7 @@ __all__ = [
     "PostgresServer",
     "RedisCluster",
     "RedisServer",
+    "S3Server",
     "Server",
     "ServerError",
     "Servers",

@@ -115,6 +115,28 @@ class RedisCluster(Server, Protocol):
         """Waits until every node serves and every primary has its replica, for instance after one came back."""
 
 
+class S3Server(Server, Protocol):
+    """An S3 service; its url names a bucket that is there."""
+
+    @property
+    def endpoint(self) -> str:
+        """Its address: http://host:port."""
+
+    @property
+    def access_key(self) -> str:
+        """Who may do everything."""
+
+    @property
+    def secret_key(self) -> str:
+        """The secret of that key."""
+
+    def url_of(self, bucket: str) -> str:
+        """The URL of a backend over that bucket."""
+
+    def create_bucket(self, name: str) -> str:
+        """Makes a bucket, when there is none of that name, and returns its URL."""
+
+
 class CassandraServer(Server, Protocol):
     """A Cassandra node, or a whole ring steered as one."""
 

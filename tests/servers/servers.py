@@ -23,6 +23,7 @@ from tests.servers.given import (
     POSTGRES_VARIABLE,
     REDIS_CLUSTER_VARIABLE,
     REDIS_VARIABLE,
+    S3_VARIABLE,
     given_cassandra,
     given_postgres,
     given_redis,
@@ -37,6 +38,7 @@ from tests.servers.interface import (
     PostgresServer,
     RedisCluster,
     RedisServer,
+    S3Server,
 )
 from tests.servers.pgbouncer import GivenPgBouncer, LocalPgBouncer, install_pgbouncer
 from tests.servers.ports import LOOPBACK, PortLease, lease_port
@@ -45,6 +47,7 @@ from tests.servers.postgres.install import make_open_folder
 from tests.servers.redis import LocalRedis, LocalRedisCluster, install_redis
 from tests.servers.redis.cluster import CLUSTER_SETTINGS, NODES
 from tests.servers.redis.server import RedisPlan
+from tests.servers.s3 import GivenS3, LocalS3, install_s3
 from tests.servers.watchdog import Watchdog
 
 _NATIVE_PORT = 9042
@@ -80,6 +83,7 @@ class Servers:
         self._rings: dict[int, CassandraCluster] = {}
         self._redis: RedisServer | None = None
         self._redis_cluster: RedisCluster | None = None
+        self._s3: S3Server | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +101,7 @@ class Servers:
         self._folder = None
         self._postgres, self._cassandra, self._rings = [], None, {}
         self._pair, self._poolers = None, {}
-        self._redis, self._redis_cluster = None, None
+        self._redis, self._redis_cluster, self._s3 = None, None, None
 
     def postgres(self, count: int = 1, *, port: int | None = None) -> list[PostgresServer]:
         """The first `count` shared Postgres clusters of the run, those missing started side by side."""
@@ -233,6 +237,29 @@ class Servers:
         """
         _refuse_fresh(name, REDIS_CLUSTER_VARIABLE)
         return self._start_redis_cluster(name, settings or {})
+
+    def s3(self) -> S3Server:
+        """The shared S3 server of the run."""
+        if self._s3 is None:
+            given = os.environ.get(S3_VARIABLE)
+            self._s3 = GivenS3(given) if given else self._start_s3("s3")
+        return self._s3
+
+    def fresh_s3(self, name: str) -> LocalS3:
+        """A local S3 server for one test alone; 0.1 s.
+
+        Raises:
+            NotControllable: the run uses a service given by URL.
+        """
+        _refuse_fresh(name, S3_VARIABLE)
+        return self._start_s3(name)
+
+    def _start_s3(self, name: str) -> LocalS3:
+        binary = install_s3()
+        server = LocalS3(name, binary=binary, folder=self._new_folder(name), lease=self._lease(), mark=self._run)
+        self._cleanup.callback(server.kill9)
+        server.start()
+        return server
 
     def _start_redis(self, name: str, settings: Mapping[str, str]) -> LocalRedis:
         server = self._place_redis(RedisPlan(name, self._lease().port, settings), install_redis())
