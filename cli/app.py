@@ -35,6 +35,8 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "init": Entry("datalayer.cli.config:init", "Write a commented, valid datalayer.toml."),
         "config": Entry("datalayer.cli.config:config", "Show or check the configuration."),
         "import": Entry("datalayer.cli.importing:import_", "Store messages or users from a file."),
+        "plan": Entry("datalayer.cli.growth:plan", "List the steps to another size, changing nothing."),
+        "grow": Entry("datalayer.cli.growth:grow", "Take the steps to another size, one after the other."),
         "migrate": Entry("datalayer.cli.migrate:migrate", "Move a domain to another backend, online."),
         "migrations": Entry("datalayer.cli.migrations:migrations", "Watch and steer migrations."),
         "shards": Entry("datalayer.cli.shards:shards", "See what lies on which shard, and move slots between them."),

@@ -152,7 +152,8 @@ async def backfill(work: Work) -> str:
         await copy.run(options.workers)
     seconds = work.clock.monotonic() - began
     rows = sum(chunk.rows for chunk in await work.control.chunks(copy.run_name))
-    await work.control.put_document(work.migration.id, "backfill", {"rows": rows, "seconds": round(seconds, 3)})
+    told = {"rows": rows, "copied": copy.copied.rows, "seconds": round(seconds, 3)}
+    await work.control.put_document(work.migration.id, "backfill", told)
     return f"{rows} rows, {copy.copied.rows / max(seconds, 1e-9):.0f} rows/s"
 
 
