@@ -36,6 +36,7 @@ class _Scheme:
 
 # The options of each scheme. A store that learns a new one adds it here, so that a misspelt one is refused.
 _TLS: Final[dict[str, _Kind]] = {"tls": "bool", "ca": "text", "cert": "text", "key": "text"}
+_REDIS: Final[dict[str, _Kind]] = {"prefix": "text", "wait_replicas": "int", **_TLS}
 _AWS: Final[dict[str, _Kind]] = {
     "endpoint": "endpoint",
     "region": "text",
@@ -71,8 +72,8 @@ SCHEMES: Final[Mapping[str, _Scheme]] = MappingProxyType(
         "cassandra": _Scheme(
             "hosts", "keyspace", database_needed=True, options={"local_dc": "text", "replication": "int", **_TLS}
         ),
-        "redis": _Scheme("hosts", "database number", options=_TLS),
-        "redis+cluster": _Scheme("hosts", options=_TLS),
+        "redis": _Scheme("hosts", "database number", options=_REDIS),
+        "redis+cluster": _Scheme("hosts", options=_REDIS),
         "s3": _Scheme("bucket", "bucket", options={"prefix": "text", "path_style": "bool", **_AWS}),
         "dynamodb": _Scheme("bucket", "table prefix", options=_AWS),
         "opensearch+https": _Scheme("hosts", "index prefix", options=_TLS),

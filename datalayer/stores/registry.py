@@ -19,6 +19,8 @@ _BUILT_IN: Final = {
     "sqlite": ("datalayer.stores.sqlite.backend", ""),
     "postgresql": ("datalayer.stores.postgres.backend", "postgres"),
     "cassandra": ("datalayer.stores.cassandra.backend", "cassandra"),
+    "redis": ("datalayer.stores.redis.backend", "redis"),
+    "redis+cluster": ("datalayer.stores.redis.backend", "redis"),
 }
 
 
