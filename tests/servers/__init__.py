@@ -4,6 +4,7 @@ from tests.servers.errors import InstallFailed, NotControllable, PortBusy, Serve
 from tests.servers.interface import (
     CassandraCluster,
     CassandraServer,
+    OpenSearchServer,
     PgBouncerServer,
     PostgresPair,
     PostgresReplica,
@@ -20,6 +21,7 @@ __all__ = [
     "CassandraServer",
     "InstallFailed",
     "NotControllable",
+    "OpenSearchServer",
     "PgBouncerServer",
     "PortBusy",
     "PostgresPair",

@@ -115,6 +115,17 @@ class RedisCluster(Server, Protocol):
         """Waits until every node serves and every primary has its replica, for instance after one came back."""
 
 
+class OpenSearchServer(Server, Protocol):
+    """An OpenSearch node or cluster; its url names a prefix of indexes."""
+
+    @property
+    def endpoint(self) -> str:
+        """Its address: http://host:port, or https."""
+
+    def url_of(self, prefix: str) -> str:
+        """The URL of a backend whose indexes begin with that prefix."""
+
+
 class S3Server(Server, Protocol):
     """An S3 service; its url names a bucket that is there."""
 

@@ -14,20 +14,22 @@ from tests.servers.process import Command, clean_environment, run_tool
 _JAVA = "17"
 _PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies"
 _MAVEN_TIMEOUT_S = 900.0
+_COMPILE_TIMEOUT_S = 300.0
 
 
-def install_java(*, reason: str) -> Path:
-    """The java command of a Java 17: found, else from apt.
+def install_java(*, reason: str, compiler: bool = False) -> Path:
+    """The java command of a Java 17, with javac beside it if need be: found, else from apt.
 
     Raises:
         InstallFailed: none here, and apt cannot bring it; says what to install by hand.
     """
-    found = _find_java()
+    found = _find_java(compiler=compiler)
     if found is None:
-        packages.apt_install((f"openjdk-{_JAVA}-jre-headless",), reason=reason)
-        found = _find_java()
+        packages.apt_install((f"openjdk-{_JAVA}-{'jdk' if compiler else 'jre'}-headless",), reason=reason)
+        found = _find_java(compiler=compiler)
     if found is None:
-        raise InstallFailed(f"apt brought no Java {_JAVA} to /usr/lib/jvm; set DATALAYER_SERVERS_JAVA_HOME")
+        what = f"Java {_JAVA} with javac" if compiler else f"Java {_JAVA}"
+        raise InstallFailed(f"apt brought no {what} to /usr/lib/jvm; set DATALAYER_SERVERS_JAVA_HOME")
     return found
 
 
@@ -46,6 +48,17 @@ def installed_jars(product: str, pom: Path, *, needed: Sequence[str]) -> Path:
     return cache.installed(f"{product}-{key}", lambda target: _fetch_jars(product, pom, needed, target)) / "lib"
 
 
+def launcher_jar(product: str, source: Path, *, java: Path, lib: Path) -> Path:
+    """A cached jar of one Java file that starts the product, compiled against its jars.
+
+    Raises:
+        InstallFailed: it does not compile.
+    """
+    key = cache.digest(source.read_bytes(), str(lib).encode())
+    built = cache.installed(f"{product}-launcher-{key}", lambda target: _compile(source, java, lib, target))
+    return built / "launcher.jar"
+
+
 def _candidates() -> Iterator[Path]:
     for variable in ("DATALAYER_SERVERS_JAVA_HOME", "JAVA_HOME"):
         if home := os.environ.get(variable):
@@ -55,9 +68,9 @@ def _candidates() -> Iterator[Path]:
     yield from Path("/usr/lib/jvm").glob(f"*{_JAVA}*/bin/java")
 
 
-def _find_java() -> Path | None:
+def _find_java(*, compiler: bool) -> Path | None:
     for java in _candidates():
-        if not java.exists():
+        if not java.exists() or (compiler and not java.resolve().with_name("javac").exists()):
             continue
         said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
         if re.search(rf'version "{_JAVA}\b', said):
@@ -84,3 +97,15 @@ def _fetch_jars(product: str, pom: Path, needed: Sequence[str], target: Path) ->
     missing = [name for name in needed if not (lib / name).exists()]
     if missing:
         raise InstallFailed(f"Maven ended well but brought no {' and no '.join(missing)} of {product}")
+
+
+def _compile(source: Path, java: Path, lib: Path, target: Path) -> None:
+    classes = target / "classes"
+    compiled = (str(java.with_name("javac")), "-proc:none", "-cp", f"{lib}/*", "-d", str(classes), str(source))
+    packed = (str(java.with_name("jar")), "--create", "--file", str(target / "launcher.jar"), "-C", str(classes), ".")
+    for argv in (compiled, packed):
+        command = Command(argv, folder=target, log=target / "build.log", environment=clean_environment())
+        try:
+            run_tool(command, timeout_s=_COMPILE_TIMEOUT_S)
+        except ServerError as error:
+            raise InstallFailed(f"{source.name} does not compile: {error}") from None

@@ -19,6 +19,7 @@ from tests.servers.cassandra import HEAP, LocalCassandra, LocalCassandraCluster,
 from tests.servers.cassandra.cluster import ring_tokens
 from tests.servers.errors import NotControllable
 from tests.servers.given import (
+    OPENSEARCH_VARIABLE,
     PGBOUNCER_VARIABLE,
     POSTGRES_VARIABLE,
     REDIS_CLUSTER_VARIABLE,
@@ -33,6 +34,7 @@ from tests.servers.given import (
 from tests.servers.interface import (
     CassandraCluster,
     CassandraServer,
+    OpenSearchServer,
     PgBouncerServer,
     PostgresPair,
     PostgresServer,
@@ -40,6 +42,7 @@ from tests.servers.interface import (
     RedisServer,
     S3Server,
 )
+from tests.servers.opensearch import GivenOpenSearch, LocalOpenSearch, install_opensearch
 from tests.servers.pgbouncer import GivenPgBouncer, LocalPgBouncer, install_pgbouncer
 from tests.servers.ports import LOOPBACK, PortLease, lease_port
 from tests.servers.postgres import LocalPostgres, LocalReplica, install_postgres
@@ -53,8 +56,9 @@ from tests.servers.watchdog import Watchdog
 _NATIVE_PORT = 9042
 _STORAGE_PORT = 7000
 _C = TypeVar("_C", bound=containers.Container)
-# Three JVMs that start on two cores compete with their own optimising compilers; rings are for faults, not speed.
-_RING_OPTIONS = ("-XX:TieredStopAtLevel=1",)
+# JVMs that start on two cores compete with their own optimising compilers. For servers that are there for faults, not
+# speed: rings, and nodes for one test alone.
+_QUICK = ("-XX:TieredStopAtLevel=1",)
 
 
 def _refuse_fresh(name: str, variable: str) -> None:
@@ -84,6 +88,7 @@ class Servers:
         self._redis: RedisServer | None = None
         self._redis_cluster: RedisCluster | None = None
         self._s3: S3Server | None = None
+        self._opensearch: OpenSearchServer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +106,8 @@ class Servers:
         self._folder = None
         self._postgres, self._cassandra, self._rings = [], None, {}
         self._pair, self._poolers = None, {}
-        self._redis, self._redis_cluster, self._s3 = None, None, None
+        self._redis, self._redis_cluster = None, None
+        self._s3, self._opensearch = None, None
 
     def postgres(self, count: int = 1, *, port: int | None = None) -> list[PostgresServer]:
         """The first `count` shared Postgres clusters of the run, those missing started side by side."""
@@ -261,6 +267,32 @@ class Servers:
         server.start()
         return server
 
+    def opensearch(self) -> OpenSearchServer:
+        """The shared OpenSearch node of the run."""
+        if self._opensearch is None:
+            given = os.environ.get(OPENSEARCH_VARIABLE)
+            self._opensearch = GivenOpenSearch(given) if given else self._start_opensearch("opensearch", ())
+        return self._opensearch
+
+    def fresh_opensearch(self, name: str) -> LocalOpenSearch:
+        """A local OpenSearch node for one test alone, free to be broken; 3-10 s.
+
+        Raises:
+            NotControllable: the run uses a server given by URL.
+        """
+        _refuse_fresh(name, OPENSEARCH_VARIABLE)
+        return self._start_opensearch(name, _QUICK)
+
+    def _start_opensearch(self, name: str, jvm_options: tuple[str, ...]) -> LocalOpenSearch:
+        install = install_opensearch()
+        folder, leases = self._new_folder(name), (self._lease(), self._lease())
+        node = LocalOpenSearch(
+            name, install=install, folder=folder, leases=leases, mark=self._run, jvm_options=jvm_options
+        )
+        self._cleanup.callback(node.kill9)
+        node.start()
+        return node
+
     def _start_redis(self, name: str, settings: Mapping[str, str]) -> LocalRedis:
         server = self._place_redis(RedisPlan(name, self._lease().port, settings), install_redis())
         server.start()
@@ -324,7 +356,7 @@ class Servers:
         return node
 
     def _start_ring(self, count: int) -> CassandraCluster:
-        ring = LocalCassandraCluster(self._plan_nodes(count, jvm_options=_RING_OPTIONS))
+        ring = LocalCassandraCluster(self._plan_nodes(count, jvm_options=_QUICK))
         ring.start()
         return ring
 

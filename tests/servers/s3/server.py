@@ -1,17 +1,19 @@
 """One S3 server (versitygw over a folder) as a child process, or given by URL."""
 
-import http.client
+import http
 import os
 import signal
 from pathlib import Path
 
+from tests.servers import web
+from tests.servers.aws import Account, Service
 from tests.servers.errors import InstallFailed
 from tests.servers.given import Given
 from tests.servers.golang import go_installed
 from tests.servers.local import LocalServer
 from tests.servers.ports import LOOPBACK, PortLease
 from tests.servers.process import Command, ServerProcess, clean_environment
-from tests.servers.s3.signing import Account, create_bucket
+from tests.servers.s3.signing import create_bucket
 from tests.servers.watchdog import MARK
 
 BINARY_VARIABLE = "DATALAYER_VERSITYGW"
@@ -19,7 +21,6 @@ FIRST_BUCKET = "datalayer"
 _VERSION = "v1.8.0"
 _REGION = "us-east-1"
 _START_TIMEOUT_S = 60.0
-_PING_TIMEOUT_S = 5.0
 _HEALTH = "/health"
 
 
@@ -36,29 +37,12 @@ def install_s3() -> Path:
     return go_installed("github.com/versity/versitygw/cmd/versitygw", _VERSION)
 
 
-class _Buckets:
+class _Buckets(Service):
     """What is the same for a server of our own and a given one."""
-
-    account: Account
-
-    @property
-    def endpoint(self) -> str:
-        """Its address: http://host:port."""
-        return self.account.endpoint
-
-    @property
-    def access_key(self) -> str:
-        """Who may do everything."""
-        return self.account.access_key
-
-    @property
-    def secret_key(self) -> str:
-        """The secret of that key."""
-        return self.account.secret_key
 
     def url_of(self, bucket: str) -> str:
         """The URL of a backend over that bucket."""
-        return self.account.url_of(bucket)
+        return self.account.url("s3", bucket, path_style="true")
 
     def create_bucket(self, name: str) -> str:
         """Makes a bucket, when there is none of that name, and returns its URL."""
@@ -103,14 +87,7 @@ class LocalS3(_Buckets, LocalServer):
         self.create_bucket(FIRST_BUCKET)
 
     def _is_ready(self, _pid: int) -> bool:
-        link = http.client.HTTPConnection(self.host, self.port, timeout=_PING_TIMEOUT_S)
-        try:
-            link.request("GET", _HEALTH)
-            return link.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            link.close()
+        return web.status_of(self.host, self.port, _HEALTH) == http.HTTPStatus.OK
 
 
 class GivenS3(_Buckets, Given):

@@ -3,40 +3,16 @@
 import hashlib
 import hmac
 import http.client
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
+from tests.servers.aws import Account
 from tests.servers.errors import ServerError
 
 _TIMEOUT_S = 30.0
 _OK, _CONFLICT = 200, 409
 _NOTHING = hashlib.sha256(b"").hexdigest()
 _SIGNED = "host;x-amz-content-sha256;x-amz-date"
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Where an S3 service answers, and who asks."""
-
-    endpoint: str
-    access_key: str
-    secret_key: str
-    region: str
-
-    @classmethod
-    def of(cls, url: str) -> "Account":
-        """The account of a backend's URL, which names its endpoint."""
-        parts = urlsplit(url)
-        options = parse_qs(parts.query)
-        access, secret = unquote(parts.username or ""), unquote(parts.password or "")
-        return cls(options["endpoint"][0], access, secret, options.get("region", ["us-east-1"])[0])
-
-    def url_of(self, bucket: str) -> str:
-        """The URL of a backend over that bucket."""
-        options = urlencode({"endpoint": self.endpoint, "path_style": "true", "region": self.region}, safe=":/")
-        login = f"{quote(self.access_key, safe='')}:{quote(self.secret_key, safe='')}"
-        return f"s3://{login}@{bucket}?{options}"
 
 
 def create_bucket(account: Account, name: str) -> None:
