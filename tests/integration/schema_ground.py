@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from datalayer.clock import SystemClock
 from datalayer.migrators.options import Silent
 from datalayer.migrators.schema_upgrade import Upgrade, UpgradeOptions
 from datalayer.migrators.schemas import SchemaState
+from datalayer.schemas import history
+from datalayer.schemas.history import History
 from datalayer.schemas.render import VERSIONS, Revisions
 from datalayer.settings import BackendUrl, Settings, parse_settings
 from datalayer.stores.postgres.backend import PostgresBackend, create_backend
@@ -52,6 +55,15 @@ def upgrade_place(base, table):
     if base == "messages":
         op.drop_column(table, "language", if_exists=True)
 '''
+
+
+def revision_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
+    """A folder with a further revision, which this version then knows."""
+    folder = tmp_path / "versions"
+    folder.mkdir()
+    (folder / "r0903.py").write_text(text)
+    monkeypatch.setattr(history, "THIS", History((*history.THIS.pre, "0903_pre"), (), history.THIS.needed))
+    return folder
 
 
 def make_old(url: str, *, stamped: bool = False) -> None:

@@ -27,6 +27,7 @@ from tests.integration.schema_ground import (
     make_old,
     one_backend,
     opened,
+    revision_folder,
     upgraded_main,
 )
 from tests.servers import Servers
@@ -52,14 +53,6 @@ def url(servers: Servers) -> Iterator[str]:
 def owner_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a further revision, which this version then knows: an index on every claims table."""
     return revision_folder(tmp_path, monkeypatch, OWNER_INDEX)
-
-
-def revision_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
-    folder = tmp_path / "versions"
-    folder.mkdir()
-    (folder / "r0903.py").write_text(text)
-    monkeypatch.setattr(history, "THIS", History((*history.THIS.pre, "0903_pre"), (), history.THIS.needed))
-    return folder
 
 
 async def state_of(url: str) -> SchemaState:

@@ -174,14 +174,14 @@ class Partitions:
         outside = [id for id in ids if not self._low <= id < self._high]
         if not outside or self._clock.monotonic() < self._again_at:
             return
-        self._again_at = self._clock.monotonic() + RETRY_S
         now_ms = self._now_ms()
         ahead = now_ms
         for _ in range(AHEAD[self._unit]):
             ahead = next_start(self._unit, ahead)
         times = [ms for id in outside if OLDEST_MS <= (ms := int.from_bytes(id[:6])) <= ahead]
         if not times:
-            return
+            return  # not a look that did not help: the next ids may need one
+        self._again_at = self._clock.monotonic() + RETRY_S
         try:
             parts = await self._split_ends(min(times), ahead, wait_s)
         except (Unavailable, PreconditionFailed, StaleRoute) as error:
