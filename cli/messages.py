@@ -30,6 +30,12 @@ def partitions_(console: Console) -> None:
     found = with_places(console, list_partitions)
     rows = [[one.backend, one.name, _day(one.low_ms), _day(one.high_ms), f"{one.size:,}"] for one in found]
     text = table(rows, ("backend", "partition", "from", "to", "bytes")) if rows else "messages are not partitioned"
+    for one in found:
+        if one.stuck:
+            text += (
+                f"\n{one.name} on {one.backend} is too large to be split: its rows stay together, and no partitions are "
+                "made there any more.\nA place that messages move to has all of them: datalayer migrate, or shards move"
+            )
     console.result({"partitions": [asdict(one) for one in found]}, text)
 
 

@@ -44,6 +44,10 @@ class TimeParts(Protocol):
         """By time, with their bytes; none of a plain table."""
         ...
 
+    async def stuck(self) -> Sequence[str]:
+        """The open ends that have grown too large to be split."""
+        ...
+
     async def detach(self, before_ms: int, wait_s: float) -> list[str]:
         """Take out every partition that is older as a whole; their names from now on."""
         ...
@@ -58,13 +62,14 @@ class Partitioned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One partition of one place; bounds in ms since 1970, None: open."""
+    """One partition of one place; bounds in ms since 1970, None: open. ``stuck``: an end too large to be split."""
 
     backend: str
     name: str
     low_ms: int | None
     high_ms: int | None
     size: int
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,11 @@ async def list_partitions(places: Places) -> list[Listed]:
     """Every partition of messages, where they are served now; none where their tables are plain."""
     found = []
     for place in await _ruling(places):
-        for part, size in await (await _parts_of(places, place)).listed():
+        parts = await _parts_of(places, place)
+        stuck = await parts.stuck()
+        for part, size in await parts.listed():
             low, high = (None if bound is None else bound.int >> 80 for bound in (part.low, part.high))
-            found.append(Listed(place.backend, part.name, low, high, size))
+            found.append(Listed(place.backend, part.name, low, high, size, part.name in stuck))
     return found
 
 

@@ -1,5 +1,6 @@
 """Messages partitioned by time on a real Postgres: nothing escapes journal or fence, and old partitions detach."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from datalayer.cli.app import app
 from datalayer.domains.messages import Append
 from datalayer.domains.record import Record
 from datalayer.errors import PreconditionFailed, Unavailable
@@ -193,6 +196,21 @@ async def test_a_write_does_not_wait_for_a_partition_that_cannot_be_made(here: P
     assert set(await here.stored()) == {id}
 
 
+async def test_an_end_that_has_grown_too_large_is_not_split_and_named(
+    here: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("datalayer.stores.postgres.partitions.SPLIT_BYTES_MAX", 8192)
+    row = here.row(uuid7_at(ms(2025, 5) * 1000, 1))
+    async with program(here.url) as connection:
+        await connection.execute(INTO.format("messages").encode(), row)
+    before = await parts(here)
+    id = await append_at(here, ms(2025, 3))
+    assert await parts(here) == before
+    assert set(await here.stored()) == {id, row[1]}, "no write is refused"
+    assert "messages_older holds more than 0 MB: it is not split any more" in caplog.text
+    assert await here.messages.partitions.stuck() == ["messages_older"]
+
+
 # --- detaching -------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +280,30 @@ def _command(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
         check=False,
     )
     return ended.returncode, json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_the_command_says_what_to_do_with_an_end_that_is_too_large(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database(servers, "stuck") as url:
+        config = tmp_path / "datalayer.toml"
+        config.write_text(f'[backends.main]\nurl = "{url}"\npartition_messages = "month"\n')
+        for words, told in (
+            (["schema", "upgrade"], ""),
+            (["messages", "partitions"], "messages_from_"),
+            (["messages", "partitions"], "messages_newer on main is too large to be split"),
+        ):
+            ended = CliRunner().invoke(app, [*words, "--config", str(config)])
+            assert (ended.exit_code, told in ended.output) == (0, True), ended.output
+            if words[0] == "schema":
+                asyncio.run(open_once(config))
+            else:
+                monkeypatch.setattr("datalayer.stores.postgres.partitions.SPLIT_BYTES_MAX", 0)
+
+
+async def open_once(config: Path) -> None:
+    async with DataLayer.open(config):
+        pass
 
 
 async def test_the_command_detaches_on_a_database_made_by_schema_upgrade_and_doctor_is_content(

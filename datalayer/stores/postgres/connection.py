@@ -161,6 +161,10 @@ class DeadlineConnection(AsyncConnection[Any]):
             until = min(until, asyncio.get_running_loop().time() + timeout)
         try:
             done, value = await self._drive(gen, until)
+            if not done:
+                outcome, value = await self._settle(gen)
+                if outcome != "done":
+                    raise TimeUp(undone=outcome == "undone")
         except asyncio.CancelledError:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 with contextlib.suppress(psycopg.Error):  # the caller left: nobody waits for the answer
@@ -169,10 +173,11 @@ class DeadlineConnection(AsyncConnection[Any]):
         except psycopg.errors.ReadOnlySqlTransaction:
             self.refused_writes = True
             raise
-        if not done:
-            outcome, value = await self._settle(gen)
-            if outcome != "done":
-                raise TimeUp(undone=outcome == "undone")
+        finally:
+            if self.closed:
+                # A pipeline's would still ask for its results when it is collected, of a connection that is gone.
+                with contextlib.suppress(psycopg.Error):
+                    gen.close()
         return cast("RV", value)
 
     async def _drive(self, gen: PQGen[Any], until: float) -> tuple[bool, Any]:

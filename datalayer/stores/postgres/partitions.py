@@ -60,9 +60,10 @@ _PARTS: Final = """
 SELECT p.oid::regclass::text, pg_get_expr(p.relpartbound, p.oid) FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid
 WHERE i.inhparent = to_regclass(%s)::oid AND NOT i.inhdetachpending"""
 _TRIGGERS: Final = """
-SELECT tgname::text, pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger
-WHERE tgrelid = to_regclass(%s)::oid AND tgname ~ '^datalayer_' AND (tgtype & 1) = 0 ORDER BY tgname"""
-_ABSENT: Final = "SELECT to_regclass(%s) IS NULL"
+SELECT tgrelid::regclass::text, tgname::text, pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger
+WHERE tgrelid IN (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n) AND tgname ~ '^datalayer_' AND (tgtype & 1) = 0
+ORDER BY tgrelid, tgname"""
+_TAKEN: Final = "SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NOT NULL"
 _log = logging.getLogger(__name__)
 
 
@@ -161,9 +162,8 @@ class Partitions:
         async with self._db.transaction() as tx:
             # CREATE IF NOT EXISTS of two sessions at once fails in the catalogue
             await tx.run("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"datalayer {self._table.name}",))
-            if (await tx.run(_ABSENT, (self._table.name,)))[0][0]:
-                for ddl in create_partitioned(self._table, self._unit, self._now_ms()):
-                    await tx.run(ddl)
+            if not await tx.run(_TAKEN, ([self._table.name],)):
+                await tx.run_script(create_partitioned(self._table, self._unit, self._now_ms()))
 
     async def cover(self, ids: Iterable[bytes], wait_s: float = BULK_WAIT_S) -> None:
         """Make the partitions that these ids need, and those ahead. Raises nothing that a write need not raise itself:
@@ -203,6 +203,11 @@ class Partitions:
             ([part.name for part in parts],),
         )
         return [(part, int(row[0])) for part, row in zip(parts, sizes, strict=True)]
+
+    async def stuck(self) -> list[str]:
+        """The open ends that hold too much to be split: no partition is made there any more."""
+        parts = await self._parts(self._db.fetch)
+        return await self._too_large(self._db.fetch, [part for part in parts if part.low is None or part.high is None])
 
     async def detach(self, before_ms: int, wait_s: float) -> list[str]:
         """Take every partition out whose every id is older; their names as tables from now on, oldest first.
@@ -267,45 +272,56 @@ class Partitions:
         while oldest < down[0] and len(up) + len(down) <= room:
             down.insert(0, start_of(self._unit, down[0] - 1))
         found = [(end, bounds) for end, bounds in ((last, up), (first, down)) if len(bounds) > 1]
+        large = await self._too_large(run, [end for end, _ in found])
+        if large:
+            _log.warning("%s holds more than %d MB: it is not split any more", large[0], SPLIT_BYTES_MAX >> 20)
+        return [(end, bounds) for end, bounds in found if end.name not in large]
+
+    async def _too_large(self, run: Any, ends: Sequence[Part]) -> list[str]:
         sizes = await run(
-            "SELECT n, pg_table_size(n::regclass) FROM unnest(%s::text[]) n", ([end.name for end, _ in found],)
+            "SELECT n, pg_table_size(n::regclass) FROM unnest(%s::text[]) n", ([end.name for end in ends],)
         )
-        small = {name for name, size in sizes if size <= SPLIT_BYTES_MAX}
-        return [(end, bounds) for end, bounds in found if end.name in small]
+        return [str(name) for name, size in sizes if size > SPLIT_BYTES_MAX]
 
     async def _split(self, tx: PostgresTransaction, end: Part, bounds: Sequence[int]) -> None:
-        """Make partitions between the bounds, which lie next to each other; what is left of the end remains open."""
+        """Make partitions between the bounds, which lie next to each other; what is left of the end remains open.
+
+        Everybody waits meanwhile: what there is to ask is asked first, and all is done in one round trip.
+        """
         table = self._table.name
         inside = f"id >= '{lowest_id(bounds[0])}' AND id < '{lowest_id(bounds[-1])}'"
-        await self._detach_part(tx, end.name)
-        made = []
-        for low, high in itertools.pairwise(bounds):
-            name = await self._free_name(tx, _name(table, low, high))
-            await tx.run(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
-            made.append((name, low, high))
-        if (await tx.run(f"SELECT EXISTS (SELECT FROM {end.name} WHERE {inside})"))[0][0]:
-            for name, low, high in made:
-                await tx.run(
-                    f"INSERT INTO {name} SELECT * FROM {end.name} WHERE id >= '{lowest_id(low)}' AND id < '{lowest_id(high)}'"
-                )
-            await tx.run(f"DELETE FROM {end.name} WHERE {inside}")
+        names = await self._free_names(tx, [_name(table, low, high) for low, high in itertools.pairwise(bounds)])
+        made = [(name, low, high) for name, (low, high) in zip(names, itertools.pairwise(bounds), strict=True)]
+        rows = (await tx.run(f"SELECT EXISTS (SELECT FROM {end.name} WHERE {inside})"))[0][0]
+        script = await self._detached(tx, [end.name])
+        script += [f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)" for name in names]
+        if rows:
+            script += [
+                f"INSERT INTO {name} SELECT * FROM {end.name} WHERE id >= '{lowest_id(low)}' AND id < '{lowest_id(high)}'"
+                for name, low, high in made
+            ]
+            script.append(f"DELETE FROM {end.name} WHERE {inside}")
         left = (None, bounds[0]) if end.low is None else (bounds[-1], None)
-        await self._attach(tx, [*made, (end.name, *left)])
+        await tx.run_script([*script, *await self._attached(tx, [*made, (end.name, *left)])])
 
-    async def _attach(self, tx: PostgresTransaction, parts: Iterable[tuple[str, int | None, int | None]]) -> None:
-        """Row triggers come with it; the statement triggers that are on are copied."""
-        on = [row for row in await tx.run(_TRIGGERS, (self._table.name,)) if row[2] != "D"]
+    async def _attached(
+        self, tx: PostgresTransaction, parts: Iterable[tuple[str, int | None, int | None]]
+    ) -> list[str]:
+        """DDL that attaches tables. Row triggers come with it; the statement triggers that are on are copied."""
+        on = [row for row in await tx.run(_TRIGGERS, ([self._table.name],)) if row[3] != "D"]
+        script = []
         for name, low, high in parts:
-            await tx.run(f"ALTER TABLE {self._table.name} ATTACH PARTITION {name} {_values(low, high)}")
-            for trigger, text, _ in on:
-                await tx.run(_ON_TABLE.sub(lambda _, name=name: f" ON {name} FOR EACH STATEMENT ", text, count=1))  # type: ignore[misc]
-                await tx.run(f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}")
+            script.append(f"ALTER TABLE {self._table.name} ATTACH PARTITION {name} {_values(low, high)}")
+            for _, trigger, text, _ in on:
+                script.append(_ON_TABLE.sub(lambda _, name=name: f" ON {name} FOR EACH STATEMENT ", text, count=1))  # type: ignore[misc]
+                script.append(f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}")
+        return script
 
-    async def _detach_part(self, tx: PostgresTransaction, name: str) -> None:
-        """A table without any trigger of ours."""
-        await tx.run(f"ALTER TABLE {self._table.name} DETACH PARTITION {name}")
-        for trigger, _, _ in await tx.run(_TRIGGERS, (name,)):
-            await tx.run(f"DROP TRIGGER {trigger} ON {name}")
+    async def _detached(self, tx: PostgresTransaction, names: Sequence[str]) -> list[str]:
+        """DDL that makes partitions tables without any trigger of ours."""
+        script = [f"ALTER TABLE {self._table.name} DETACH PARTITION {name}" for name in names]
+        found = await tx.run(_TRIGGERS, (list(names),))
+        return [*script, *(f"DROP TRIGGER {trigger} ON {name}" for name, trigger, _, _ in found)]
 
     # --- detaching ---------------------------------------------------------------------------------------------------
 
@@ -313,26 +329,31 @@ class Partitions:
         table, first = self._table.name, old[0]
         assert first.high is not None, "only what ends is old"
         assert old[-1].high is not None, "only what ends is old"
-        gone = []
-        for part in old:
-            await self._detach_part(tx, part.name)
-            if part is first and not (await tx.run(f"SELECT EXISTS (SELECT FROM {first.name})"))[0][0]:
-                continue
-            which = f"before_{_day(time_of(first.high))}" if part.low is None else _day(time_of(part.low))
-            name = await self._free_name(tx, f"{table}_detached_{which}")
-            await tx.run(f"ALTER TABLE {part.name} RENAME TO {name}")
-            gone.append(name)
-        if (await tx.run(_ABSENT, (first.name,)))[0][0]:
-            await tx.run(f"CREATE TABLE {first.name} (LIKE {table} INCLUDING ALL)")
-        await self._attach(tx, [(first.name, None, time_of(old[-1].high))])
+        stays = not (await tx.run(f"SELECT EXISTS (SELECT FROM {first.name})"))[0][0]
+        script = await self._detached(tx, [part.name for part in old])
+        leave = old[1:] if stays else old
+        days = [
+            f"before_{_day(time_of(first.high))}" if part.low is None else _day(time_of(part.low)) for part in leave
+        ]
+        gone = await self._free_names(tx, [f"{table}_detached_{day}" for day in days])
+        script += [f"ALTER TABLE {part.name} RENAME TO {name}" for part, name in zip(leave, gone, strict=True)]
+        if not stays:
+            script.append(f"CREATE TABLE {first.name} (LIKE {table} INCLUDING ALL)")
+        await tx.run_script([*script, *await self._attached(tx, [(first.name, None, time_of(old[-1].high))])])
         return gone
 
-    async def _free_name(self, tx: PostgresTransaction, wanted: str) -> str:
-        name, number = wanted, 1
-        while not (await tx.run(_ABSENT, (name,)))[0][0]:
-            number += 1
-            name = f"{wanted}_{number}"
-        return name
+    async def _free_names(self, tx: PostgresTransaction, wanted: Sequence[str]) -> list[str]:
+        """These names, each with a number where something has it."""
+        found: list[str] = []
+        taken = {str(row[0]) for row in await tx.run(_TAKEN, (list(wanted),))}
+        for name in wanted:
+            free, number = name, 1
+            while free in taken:
+                number += 1
+                free = f"{name}_{number}"
+                taken |= {str(row[0]) for row in await tx.run(_TAKEN, ([free],))}
+            found.append(free)
+        return found
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
