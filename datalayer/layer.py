@@ -22,6 +22,7 @@ from datalayer.repositories.arguments import ambient_deadline, deadline_of
 from datalayer.repositories.conversations import Conversations
 from datalayer.repositories.limits import Limits
 from datalayer.repositories.messages import Messages
+from datalayer.repositories.search import Search
 from datalayer.repositories.users import Users
 from datalayer.routing import consistency
 from datalayer.routing.lease import Lease
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
-MOVABLE: Final = ("users", "messages", "conversations", "listings")
+MOVABLE: Final = ("users", "messages", "conversations", "listings", "search")
 """The domains that an open DataLayer serves."""
 _ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
@@ -119,6 +120,7 @@ class DataLayer:
         self._limits = limits = Limits(sizes.body_max_bytes, sizes.members_max, times.default_s, times.max_s)
         self.users = Users(self._routers["users"], ids, clock, limits)
         routers = self._routers
+        self.search = Search((routers["search"], routers["messages"], routers["users"]), clock, limits)
         sources = Sources(routers["conversations"], routers["messages"], routers["listings"])
         self.projector = Projector(sources, control, clock, self.process.id, jitter.random)
         pair = (sources.conversations, sources.listings)
@@ -360,7 +362,8 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
 
 def _of_postgres(configured: BackendSettings) -> dict[str, Any]:
     """What Postgres alone knows: the settings refuse it elsewhere."""
-    return {} if configured.partition_messages is None else {"partition_messages": configured.partition_messages}
+    known = {"partition_messages": configured.partition_messages, "search": configured.search}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _members(configured: BackendSettings, clock: Clock, *, make_folders: bool) -> dict[str, Backend]:

@@ -51,6 +51,7 @@ __all__ = [
 
 DOMAINS: Final = tuple(MOVEMENTS)
 PERIODS: Final = ("month", "week", "day")
+SEARCH_METHODS: Final = ("like", "tsvector")
 _BESIDE: Final = {"conversations": "users", "listings": "conversations", "typing": "presence", "catalogue": "users"}
 """What needs the same of a store as its neighbour, so that a configuration need not name it."""
 DEFAULT_FILE: Final = "datalayer.toml"
@@ -85,6 +86,8 @@ class BackendSettings:
     """Postgres: places of messages made from now on are partitioned by this period, one of PERIODS."""
     regions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The region of each member, for users with a home region: of all members or of none."""
+    search: str | None = None
+    """Postgres: how search finds words, one of SEARCH_METHODS."""
 
     @property
     def scheme(self) -> str:
@@ -266,6 +269,8 @@ def _described(backend: BackendSettings) -> dict[str, Any]:
     described: dict[str, Any] = {"pool_max": backend.pool_max}
     if backend.partition_messages is not None:
         described["partition_messages"] = backend.partition_messages
+    if backend.search is not None:
+        described["search"] = backend.search
     if backend.url is not None:
         described = {"url": str(backend.url), "replicas": [str(url) for url in backend.replicas], **described}
     else:
@@ -362,12 +367,17 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
     period = reader.text((*key, "partition_messages"))
     if period is not None and period not in PERIODS:
         reader.fault((*key, "partition_messages"), "is no period", choice(period, PERIODS))
+    search = reader.text((*key, "search"))
+    if search is not None and search not in SEARCH_METHODS:
+        reader.fault((*key, "search"), "is no way to search", choice(search, SEARCH_METHODS))
     regions = {
         member: region for member in reader.names(*key, "regions") if (region := reader.text((*key, "regions", member)))
     }
     if not reader.faulty(key):
-        if period is not None and any(one.scheme != "postgresql" for one in (url, *members.values()) if one):
-            reader.fault((*key, "partition_messages"), "is known to postgresql alone", "remove it")
+        of_postgres = {"partition_messages": period, "search": search}
+        elsewhere = any(one.scheme != "postgresql" for one in (url, *members.values()) if one)
+        for name_ in (name_ for name_, value in of_postgres.items() if value is not None and elsewhere):
+            reader.fault((*key, name_), "is known to postgresql alone", "remove it")
         _check_backend(reader, key, url, members, replicas)
         _check_shards(reader, key, members, slot_groups, weights)
         for member in capacity:
@@ -387,6 +397,7 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
         MappingProxyType(capacity),
         period,
         MappingProxyType(regions),
+        search,
     )
 
 

@@ -21,6 +21,7 @@ _KNOWN: Final[tuple[Key, ...]] = (
     ("backends", _ANY, "regions", _ANY),
     ("backends", _ANY, "slot_groups"),
     ("backends", _ANY, "partition_messages"),
+    ("backends", _ANY, "search"),
     ("routes", _ANY),
     ("control", "url"),
     ("control", "password"),

@@ -37,8 +37,10 @@ def decode_cursor(cursor: str, method: str, arguments: Sequence[object]) -> UUID
     return UUID(bytes=decode_position(cursor, method, arguments, 16))
 
 
-def decode_position(cursor: str, method: str, arguments: Sequence[object], length: int) -> bytes:
-    """As ``decode_cursor``, of a position of so many bytes."""
+def decode_position(
+    cursor: str, method: str, arguments: Sequence[object], length: int, *, longer: bool = False
+) -> bytes:
+    """As ``decode_cursor``, of a position of so many bytes, or of more."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError, TypeError):
@@ -46,7 +48,8 @@ def decode_position(cursor: str, method: str, arguments: Sequence[object], lengt
     if len(raw) < _HEAD or raw[:1] != _VERSION:
         raise InvalidCursor("the cursor is damaged or of another version", hint="begin the listing again")
     position = raw[_HEAD:]
-    if len(position) != length or raw[1:_HEAD] != _checksum(position, method, arguments):
+    fits = len(position) >= length if longer else len(position) == length
+    if not fits or raw[1:_HEAD] != _checksum(position, method, arguments):
         raise InvalidCursor(
             "the cursor belongs to another method or other arguments", hint="pass the arguments of the first page"
         )

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import DatalayerError, Unavailable
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.stores.base import AuthorityClass, Backend, MetaRow, Token
+
+
+_UNCUT: Final = frozenset({"search"})
+"""Domains that are not cut into slot groups."""
 
 
 def member_name(backend: str, member: str) -> str:
@@ -64,6 +68,8 @@ class ShardedBackend:
             raise errors[0]
 
     def refuses(self, domain: str) -> str | None:
+        if domain in _UNCUT:
+            return f"{domain} is asked as a whole, and a backend of several databases would be asked part by part"
         return next((why for member in self.members.values() if (why := member.refuses(domain))), None)
 
     def store(self, domain: str, attempt: int) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from os import PathLike
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from datalayer.layer import LayerOptions
 from datalayer.repositories.arguments import _Unset
 from datalayer.routing.consistency import LevelName
 from datalayer.settings import Settings
-from datalayer.types import Conversation, Count, Listed, Member, Message, Page, User
+from datalayer.types import Conversation, Count, Hit, Listed, Member, Message, Page, User
 
 __all__ = ["DataLayer"]
 
@@ -145,11 +146,29 @@ class Conversations:
         self, user_id: UUID | str, *, limit: int = ..., cursor: str | None = ..., timeout: float | None = ...
     ) -> Page[Listed]: ...
 
+class Search:
+    def messages(
+        self,
+        query: str,
+        *,
+        conversations: Iterable[UUID | str],
+        sender: UUID | str | None = ...,
+        between: tuple[datetime | None, datetime | None] = ...,
+        limit: int = ...,
+        cursor: str | None = ...,
+        highlight: bool = ...,
+        timeout: float | None = ...,
+    ) -> Page[Hit]: ...
+    def users(
+        self, prefix: str, *, limit: int = ..., cursor: str | None = ..., timeout: float | None = ...
+    ) -> Page[User]: ...
+
 class DataLayer:
     settings: Settings
     users: Users
     messages: Messages
     conversations: Conversations
+    search: Search
     @classmethod
     @contextmanager
     def open(

@@ -19,6 +19,7 @@ from datalayer.errors import Closed
 from datalayer.layer import DataLayer as AsyncDataLayer
 from datalayer.repositories.conversations import Conversations as AsyncConversations
 from datalayer.repositories.messages import Messages as AsyncMessages
+from datalayer.repositories.search import Search as AsyncSearch
 from datalayer.repositories.users import Users as AsyncUsers
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ REPOSITORIES: dict[str, type] = {
     "users": AsyncUsers,
     "messages": AsyncMessages,
     "conversations": AsyncConversations,
+    "search": AsyncSearch,
 }
 
 

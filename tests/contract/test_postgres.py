@@ -137,6 +137,10 @@ class TestListingsPort(_Postgres, PortSuite):
     domain = "listings"
 
 
+class TestSearchPort(_Postgres, PortSuite):
+    domain = "search"
+
+
 class TestListingReads(_Postgres, ListingReadsSuite):
     pass
 

@@ -92,6 +92,10 @@ class TestListingsPort(_LongSqlite, PortSuite):
     domain = "listings"
 
 
+class TestSearchPort(_Sqlite, PortSuite):
+    domain = "search"
+
+
 class TestListingReads(_Sqlite, ListingReadsSuite):
     pass
 

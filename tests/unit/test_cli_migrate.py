@@ -140,9 +140,13 @@ def test_a_dry_run_says_the_plan_and_changes_nothing(world: World) -> None:
         (
             ["presence", "--to", "other"],
             3,
-            "'presence' cannot be migrated; movable are conversations, listings, messages, users",
+            "'presence' cannot be migrated; movable are conversations, listings, messages, search, users",
         ),
-        (["presence"], 3, "'presence' cannot be migrated; movable are conversations, listings, messages, users"),
+        (
+            ["presence"],
+            3,
+            "'presence' cannot be migrated; movable are conversations, listings, messages, search, users",
+        ),
         (["messages", "--to", "other", "--workers", "0"], 2, "workers is 0; it must be from 1 to 64"),
         (["messages", "--to", "other", "--rate", "0"], 2, "rate is 0.0; it must be above 0 rows a second"),
         (["messages", "--to", "other", "--canary", "101"], 2, "canary is 101; it must be a percentage from 1 to 100"),

@@ -174,7 +174,8 @@ async def test_a_transaction_begun_before_the_fence_cannot_write_after_it(w: Wor
 async def test_tampering_with_the_guard_is_seen(w: World) -> None:
     guard = await w.guarded()
     assert not (await guard.state()).tampered
-    (name, sql), *_ = w.foreign("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE '%insert%'")
+    triggers = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'messages'"
+    (name, sql), *_ = w.foreign(f"{triggers} AND name LIKE '%insert%'")
     w.foreign(f"DROP TRIGGER {name}")
     assert (await guard.state()).tampered
     w.foreign(sql)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import ConfigurationError, PreconditionFailed, SchemaBehind, StaleRoute, Unavailable
 from datalayer.schemas import history, metadata
+from datalayer.schemas.search import create_search, search_tables
 from datalayer.stores.base import MetaRow
 from datalayer.stores.postgres.database import PostgresDatabase
 from datalayer.stores.postgres.guard import PostgresGuard
@@ -15,12 +16,13 @@ from datalayer.stores.postgres.partitions import create_partitioned
 from datalayer.stores.postgres.replicas import LogEnd, PostgresReplica, ReplicaDatabase, place_of, share_out
 from datalayer.stores.postgres.rows import PostgresCodec
 from datalayer.stores.postgres.schema import SCHEMA_LOCK, PostgresSchema
+from datalayer.stores.postgres.search import Method, PostgresSearch
 from datalayer.stores.postgres.stores import PostgresConversations, PostgresListings, PostgresMessages, PostgresUsers
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.sql.statement import create_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import sqlalchemy as sa
 
@@ -37,12 +39,6 @@ if TYPE_CHECKING:
 OLDEST_SERVER: Final = 140000
 """CREATE OR REPLACE TRIGGER came with version 14."""
 
-_STORES: Final[dict[str, type[PostgresMessages | PostgresUsers | PostgresConversations | PostgresListings]]] = {
-    "messages": PostgresMessages,
-    "users": PostgresUsers,
-    "conversations": PostgresConversations,
-    "listings": PostgresListings,
-}
 _ESTIMATE: Final = """
 SELECT c.oid::regclass::text, CASE WHEN pg_relation_size(c.oid) = 0 THEN 0 WHEN c.reltuples < 0 OR c.relpages = 0 THEN -1
   ELSE (c.reltuples / c.relpages * (pg_relation_size(c.oid) / current_setting('block_size')::int))::bigint END
@@ -56,10 +52,17 @@ class PostgresProduct:
     dialect: Dialect = "postgresql"
     codec: RowCodec
 
-    def __init__(self, db: PostgresDatabase, clock: Clock, partition_messages: Unit | None = None) -> None:
+    def __init__(
+        self,
+        db: PostgresDatabase,
+        clock: Clock,
+        partition_messages: Unit | None = None,
+        search: Method = "tsvector",
+    ) -> None:
         self.codec = PostgresCodec()
         self.clock = clock
         self.partition_messages = partition_messages
+        self.search = search
         self._db = db
 
     async def sample(self, db: SqlDatabase, relation: Relation, n: int) -> list[Row]:
@@ -95,11 +98,12 @@ class PostgresBackend:
         replicas: Sequence[PostgresReplica] = (),
         *,
         partition_messages: Unit | None = None,
+        search: Method = "tsvector",
     ) -> None:
         self.name = name
         self.db = db
         self.replicas = replicas
-        self._product = PostgresProduct(db, clock, partition_messages)
+        self._product = PostgresProduct(db, clock, partition_messages, search)
         self._log = LogEnd(db)
 
     async def open(self) -> None:
@@ -140,7 +144,7 @@ class PostgresBackend:
         return PostgresSchema(self.db, self._first_places)
 
     async def ensure_schema(self, *, create: bool) -> None:
-        tables = metadata.serving_tables()
+        tables = (*metadata.serving_tables(), *search_tables())
         if create:
             await self._create_missing()
         if rows := await self.sql_schema().rows():
@@ -176,6 +180,8 @@ class PostgresBackend:
                 if new or name not in {metadata.SCHEMA_TABLE, metadata.LOG_TABLE}:
                     for ddl in self._ddl(tables[name]):
                         await tx.run(ddl)
+            for ddl in create_search("postgresql", words=self._product.search == "tsvector"):
+                await tx.run(ddl)
             if new:
                 for revision in history.THIS.heads:
                     stamp = f"INSERT INTO {metadata.SCHEMA_TABLE} (version_num) VALUES (%s) ON CONFLICT DO NOTHING"  # noqa: S608
@@ -220,12 +226,25 @@ class PostgresBackend:
         return SchemaBehind(f"backend {self.name!r} has no datalayer schema", hint="datalayer schema upgrade")
 
 
-def _store(
-    db: PostgresDatabase, product: PostgresProduct, domain: str, attempt: int
-) -> PostgresMessages | PostgresUsers | PostgresConversations | PostgresListings:
-    if domain == "messages":
-        return PostgresMessages(db, product, attempt, partition=product.partition_messages)
+def _store(db: PostgresDatabase, product: PostgresProduct, domain: str, attempt: int) -> SqlStore:
     return _STORES[domain](db, product, attempt)
+
+
+def _messages(db: PostgresDatabase, product: PostgresProduct, attempt: int) -> SqlStore:
+    return PostgresMessages(db, product, attempt, partition=product.partition_messages)
+
+
+def _search(db: PostgresDatabase, product: PostgresProduct, attempt: int) -> SqlStore:
+    return PostgresSearch(db, product, attempt, method=product.search)
+
+
+_STORES: Final[dict[str, Callable[[PostgresDatabase, PostgresProduct, int], SqlStore]]] = {
+    "messages": _messages,
+    "users": PostgresUsers,
+    "conversations": PostgresConversations,
+    "listings": PostgresListings,
+    "search": _search,
+}
 
 
 def create_backend(
@@ -236,10 +255,12 @@ def create_backend(
     clock: Clock,
     replicas: Sequence[BackendUrl] = (),
     partition_messages: Unit | None = None,
+    search: Method = "tsvector",
 ) -> PostgresBackend:
     """A backend of a ``postgresql://`` URL, not yet opened. ``pool_max`` is shared with its replicas.
 
-    ``partition_messages``: places of messages made from now on are partitioned by time.
+    ``partition_messages``: places of messages made from now on are partitioned by time. ``search``: how words are found;
+    with "like" without an index of words.
 
     ConfigurationError for a replica behind a pooler.
     """
@@ -254,8 +275,9 @@ def create_backend(
                 hint="give the replica's own address, without pgbouncer=true",
             )
         db = ReplicaDatabase(url, name=f"{name} replica", process=process, pool_max=each)
-        product = PostgresProduct(db, clock)
+        product = PostgresProduct(db, clock, search=search)
         return PostgresReplica(db, place, each, lambda domain, attempt: _store(db, product, domain, attempt))
 
     db = PostgresDatabase(url, name=name, process=process, pool_max=mine)
-    return PostgresBackend(name, db, clock, [replica(one) for one in replicas], partition_messages=partition_messages)
+    read = [replica(one) for one in replicas]
+    return PostgresBackend(name, db, clock, read, partition_messages=partition_messages, search=search)

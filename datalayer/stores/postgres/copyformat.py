@@ -32,6 +32,8 @@ _CLAIM_HEAD: Final = struct.pack("!h", 6)
 _CONVERSATION_HEAD: Final = struct.pack("!h", 7) + _UUID
 _MEMBER_HEAD: Final = struct.pack("!h", 8) + _UUID
 _LISTED_HEAD: Final = struct.pack("!h", 10) + _UUID
+_MESSAGE_DOC_HEAD: Final = struct.pack("!h", 6) + _UUID
+_USER_DOC_HEAD: Final = struct.pack("!h", 5) + _UUID
 _EMPTY: Final = _length(len(uuid_array(b""))) + uuid_array(b"")
 # What most messages hold behind their body: no thread, no attachments, never edited, no attributes.
 _PLAIN: Final = ("text", None, b"", None, "{}")
@@ -125,6 +127,19 @@ def listed_row(record: Record) -> bytes:
     return b"".join((*head, _uuid(read_up_to), _uuid(newest), numbers))
 
 
+def message_doc_row(record: Record) -> bytes:
+    """One row of a table of messages' documents."""
+    key, fields = record.key, cast("tuple[bytes, str]", record.fields)
+    head = (_MESSAGE_DOC_HEAD, key[:16], _UUID, key[16:], _UUID, fields[0], _text(fields[1]))
+    return b"".join((*head, _flag_version(1, record.deleted, 8, record.version)))
+
+
+def user_doc_row(record: Record) -> bytes:
+    """One row of a table of users' documents."""
+    texts = b"".join([_text(value) for value in record.fields])
+    return b"".join((_USER_DOC_HEAD, record.key, texts, _flag_version(1, record.deleted, 8, record.version)))
+
+
 ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
     "message": message_row,
     "user": user_row,
@@ -132,6 +147,8 @@ ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
     "conversation": conversation_row,
     "member": member_row,
     "listed": listed_row,
+    "message_doc": message_doc_row,
+    "user_doc": user_doc_row,
 }
 
 

@@ -231,6 +231,29 @@ class PostgresCodec:
         head = (RawUuid(record.key[:16]), RawUuid(record.key[16:]), role, joined_at, read, known)
         return (*head, last_activity, shown, record.deleted, record.version)
 
+    def message_doc_record(self, row: Row) -> Record:
+        conversation, id, sender, body, deleted, version = row
+        return Record("message_doc", conversation.bytes + id.bytes, version, deleted, (sender.bytes, body))
+
+    def message_doc_row(self, record: Record) -> Row:
+        sender, body = record.fields
+        check_text(body, "body")  # type: ignore[arg-type]
+        check_int(record.version, "version")
+        key = record.key
+        sent_by = RawUuid(sender)  # type: ignore[arg-type]
+        return (RawUuid(key[:16]), RawUuid(key[16:]), sent_by, body, record.deleted, record.version)
+
+    def user_doc_record(self, row: Row) -> Record:
+        id, username, names, deleted, version = row
+        return Record("user_doc", id.bytes, version, deleted, (username, names))
+
+    def user_doc_row(self, record: Record) -> Row:
+        username, names = record.fields
+        check_text(username, "username")  # type: ignore[arg-type]
+        check_text(names, "names")  # type: ignore[arg-type]
+        check_int(record.version, "version")
+        return (RawUuid(record.key), username, names, record.deleted, record.version)
+
 
 def check_message(record: Record) -> None:
     """ValueError, saying why, for a message that Postgres can never hold."""

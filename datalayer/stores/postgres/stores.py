@@ -38,7 +38,7 @@ _FIELDS: Final = ("sender_id", "body", "kind", "thread_id", "attachments", "edit
 _SIZED: Final = 16
 
 
-class _Sized(SqlStore):
+class Sized(SqlStore):
     """A store that knows how much room it takes."""
 
     async def size(self) -> int:
@@ -59,7 +59,7 @@ class _Sized(SqlStore):
         return int(rows[0][0])
 
 
-class PostgresMessages(SqlMessages, _Sized):
+class PostgresMessages(SqlMessages, Sized):
     """Messages; ``scan`` has the server put the key together and takes uuids as bytes."""
 
     def __init__(
@@ -122,7 +122,7 @@ class PostgresMessages(SqlMessages, _Sized):
         await self._bulk.write(cast("PostgresTransaction", tx), records)
 
 
-class PostgresUsers(SqlUsers, _Sized):
+class PostgresUsers(SqlUsers, Sized):
     """Users and their claims."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
@@ -133,7 +133,7 @@ class PostgresUsers(SqlUsers, _Sized):
         await self._bulk.write(cast("PostgresTransaction", tx), records)
 
 
-class PostgresConversations(SqlConversations, _Sized):
+class PostgresConversations(SqlConversations, Sized):
     """Conversations and their members."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
@@ -144,7 +144,7 @@ class PostgresConversations(SqlConversations, _Sized):
         await self._bulk.write(cast("PostgresTransaction", tx), records)
 
 
-class PostgresListings(SqlListings, _Sized):
+class PostgresListings(SqlListings, Sized):
     """Users' lists of conversations."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:

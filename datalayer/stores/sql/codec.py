@@ -85,3 +85,19 @@ class RowCodec(Protocol):
     def listed_row(self, record: Record) -> Row:
         """As ``message_row``."""
         ...
+
+    def message_doc_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def message_doc_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...
+
+    def user_doc_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def user_doc_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 class SqlMeta:
     """Schema revision, meta rows and tokens of one database."""
 
-    def __init__(self, db: SqlDatabase, *, extra_tables: Sequence[sa.Table] = ()) -> None:
+    def __init__(
+        self, db: SqlDatabase, *, extra_tables: Sequence[sa.Table] = (), extra_ddl: Sequence[str] = ()
+    ) -> None:
         self._db = db
+        self._extra_ddl = extra_ddl
         self._tables = (*base_tables(), *extra_tables)
         dialect = db.dialect
         meta, schema = meta_table(), schema_table()
@@ -87,6 +90,8 @@ class SqlMeta:
             for table in (self._schema, *self._tables):
                 for ddl in create_table(self._db.dialect, table):
                     await tx.run(ddl)
+            for ddl in self._extra_ddl:
+                await tx.run(ddl)
             for revision in history.THIS.heads:
                 await tx.run(self._stamp, (revision,))
 

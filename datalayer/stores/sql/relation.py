@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from datalayer.domains.conversations import CONVERSATION, MEMBER
 from datalayer.domains.listings import LISTED
 from datalayer.domains.messages import MESSAGE
+from datalayer.domains.search import MESSAGE_DOC, USER_DOC
 from datalayer.domains.users import CLAIM, USER, claim_of
 from datalayer.schemas import metadata
 from datalayer.stores.sql.statement import (
@@ -179,5 +180,34 @@ def listed_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation
         codec.listed_row,
         codec.listed_record,
         lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
+    )
+
+
+def message_doc_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The documents of messages at a place."""
+    uuid = codec.uuid
+    return Relation(
+        dialect,
+        MESSAGE_DOC,
+        metadata.message_docs_table(attempt),
+        metadata.MESSAGE_DOC_COLUMNS,
+        codec.message_doc_row,
+        codec.message_doc_record,
+        lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
+    )
+
+
+def user_doc_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The documents of users at a place."""
+    return Relation(
+        dialect,
+        USER_DOC,
+        metadata.user_docs_table(attempt),
+        metadata.USER_DOC_COLUMNS,
+        codec.user_doc_row,
+        codec.user_doc_record,
+        lambda key: (codec.uuid(key),),
         lambda key: key,
     )

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import PreconditionFailed
 from datalayer.schemas.metadata import sqlite_tables
+from datalayer.schemas.search import create_search
 from datalayer.stores.sql.meta import SqlMeta
 from datalayer.stores.sqlite.database import SqliteDatabase
 from datalayer.stores.sqlite.schema import SqliteSchema
+from datalayer.stores.sqlite.search import SqliteSearch
 from datalayer.stores.sqlite.store import (
     SqliteConversations,
     SqliteListings,
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
 
 READERS_MAX = 4
 """More threads do not read faster: they share one interpreter lock."""
-_STORES: Final[dict[str, type[SqliteMessages | SqliteUsers | SqliteConversations | SqliteListings]]] = {
+_STORES: Final[dict[str, type[SqliteMessages | SqliteUsers | SqliteConversations | SqliteListings | SqliteSearch]]] = {
     "messages": SqliteMessages,
     "users": SqliteUsers,
     "conversations": SqliteConversations,
     "listings": SqliteListings,
+    "search": SqliteSearch,
 }
 
 
@@ -44,7 +47,7 @@ class SqliteBackend:
     def __init__(self, name: str, path: Path, *, clock: Clock, readers: int = 2, synchronous: str = "FULL") -> None:
         self.name = name
         self.database = SqliteDatabase(path, clock, readers=readers, synchronous=synchronous)
-        self._meta = SqlMeta(self.database, extra_tables=sqlite_tables())
+        self._meta = SqlMeta(self.database, extra_tables=sqlite_tables(), extra_ddl=create_search("sqlite"))
         self._product = SqliteProduct(clock)
         self._stores: dict[tuple[str, int], SqlitePlace] = {}
 

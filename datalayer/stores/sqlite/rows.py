@@ -138,6 +138,28 @@ class SqliteRows:
         _check_text(fields[0])
         return (key[:16], key[16:], *fields, deleted, version)
 
+    def message_doc_record(self, row: Row) -> Record:
+        conversation, ident, sender, body, deleted, version = row
+        return Record("message_doc", conversation + ident, version, deleted == 1, (sender, body))
+
+    def message_doc_row(self, record: Record) -> Row:
+        _, key, version, deleted, (sender, body) = record
+        _check(len(key) == _MESSAGE_KEY, "the key of a message is 32 bytes")
+        _check_version(version)
+        _check_text(body)
+        return (key[:16], key[16:], sender, body, deleted, version)
+
+    def user_doc_record(self, row: Row) -> Record:
+        ident, username, names, deleted, version = row
+        return Record("user_doc", ident, version, deleted == 1, (username, names))
+
+    def user_doc_row(self, record: Record) -> Row:
+        _, key, version, deleted, (username, names) = record
+        _check(len(key) == _USER_KEY, "the key of a user is 16 bytes")
+        _check_version(version)
+        _check_text(username, names)
+        return (key, username, names, deleted, version)
+
 
 def _uuids(value: bytes) -> tuple[UUID, ...]:
     return tuple([uuid_of(value[at : at + 16]) for at in range(0, len(value), 16)])
