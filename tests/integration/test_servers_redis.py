@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.servers import NotControllable, Servers, StartFailed
 from tests.servers.given import REDIS_CLUSTER_VARIABLE, REDIS_VARIABLE
@@ -98,7 +100,7 @@ def test_settings_of_ones_own(local: Servers) -> None:
     own = local.fresh_redis("own", settings=settings)
     own.kill9()
     own.start()
-    with redis.Redis(port=own.port) as stranger, pytest.raises(redis.AuthenticationError):
+    with redis.Redis(port=own.port, retry=Retry(NoBackoff(), 0)) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
     with redis.Redis.from_url(own.url) as client, pytest.raises(redis.OutOfMemoryError):
         client.mset({f"key-{number}": b"x" * 100_000 for number in range(100)})

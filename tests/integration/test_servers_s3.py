@@ -38,7 +38,7 @@ def server(local: Servers) -> LocalS3:
 
 
 @contextlib.contextmanager
-def asking(server: S3Server) -> Iterator[Any]:
+def asking(server: S3Server, *, patience_s: float = 30) -> Iterator[Any]:
     client = boto3.client(
         "s3",
         endpoint_url=server.endpoint,
@@ -46,7 +46,10 @@ def asking(server: S3Server) -> Iterator[Any]:
         aws_secret_access_key=server.secret_key,
         region_name="us-east-1",
         config=botocore.config.Config(
-            connect_timeout=5, read_timeout=1, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}
+            connect_timeout=30,
+            read_timeout=patience_s,
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": "path"},
         ),
     )
     try:
@@ -106,13 +109,14 @@ def test_stop_and_start_may_be_repeated(server: LocalS3) -> None:
 
 
 def test_pause_hangs_and_resume_answers(server: LocalS3) -> None:
-    with asking(server) as client:
+    with asking(server, patience_s=0.5) as client:
         server.pause()
         try:
             with pytest.raises(botocore.exceptions.ReadTimeoutError):
                 client.list_buckets()
         finally:
             server.resume()
+    with asking(server) as client:
         assert client.list_buckets()["Buckets"]
 
 

@@ -4,6 +4,7 @@ from tests.servers.errors import InstallFailed, NotControllable, PortBusy, Serve
 from tests.servers.interface import (
     CassandraCluster,
     CassandraServer,
+    DynamoDBServer,
     OpenSearchServer,
     PgBouncerServer,
     PostgresPair,
@@ -19,6 +20,7 @@ from tests.servers.servers import Servers
 __all__ = [
     "CassandraCluster",
     "CassandraServer",
+    "DynamoDBServer",
     "InstallFailed",
     "NotControllable",
     "OpenSearchServer",

@@ -126,8 +126,8 @@ class OpenSearchServer(Server, Protocol):
         """The URL of a backend whose indexes begin with that prefix."""
 
 
-class S3Server(Server, Protocol):
-    """An S3 service; its url names a bucket that is there."""
+class AwsServer(Server, Protocol):
+    """A service that speaks one of Amazon's protocols."""
 
     @property
     def endpoint(self) -> str:
@@ -140,6 +140,21 @@ class S3Server(Server, Protocol):
     @property
     def secret_key(self) -> str:
         """The secret of that key."""
+
+    @property
+    def region(self) -> str:
+        """The region that requests are signed for."""
+
+
+class DynamoDBServer(AwsServer, Protocol):
+    """A DynamoDB; its url names a prefix of tables."""
+
+    def url_of(self, prefix: str) -> str:
+        """The URL of a backend whose tables begin with that prefix."""
+
+
+class S3Server(AwsServer, Protocol):
+    """An S3 service; its url names a bucket that is there."""
 
     def url_of(self, bucket: str) -> str:
         """The URL of a backend over that bucket."""

@@ -6,67 +6,37 @@ interface.py, and a method here that plans it, starts it and remembers it.
 """
 
 import os
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
 
 from tests.servers import containers
 from tests.servers.cassandra import HEAP, LocalCassandra, LocalCassandraCluster, NodePlan, install_cassandra
 from tests.servers.cassandra.cluster import ring_tokens
 from tests.servers.errors import NotControllable
 from tests.servers.given import (
-    OPENSEARCH_VARIABLE,
     PGBOUNCER_VARIABLE,
     POSTGRES_VARIABLE,
-    REDIS_CLUSTER_VARIABLE,
-    REDIS_VARIABLE,
-    S3_VARIABLE,
     given_cassandra,
     given_postgres,
-    given_redis,
-    given_redis_cluster,
     given_replica,
 )
 from tests.servers.interface import (
     CassandraCluster,
     CassandraServer,
-    OpenSearchServer,
     PgBouncerServer,
     PostgresPair,
     PostgresServer,
-    RedisCluster,
-    RedisServer,
-    S3Server,
 )
-from tests.servers.opensearch import GivenOpenSearch, LocalOpenSearch, install_opensearch
 from tests.servers.pgbouncer import GivenPgBouncer, LocalPgBouncer, install_pgbouncer
-from tests.servers.ports import LOOPBACK, PortLease, lease_port
 from tests.servers.postgres import LocalPostgres, LocalReplica, install_postgres
-from tests.servers.postgres.install import make_open_folder
-from tests.servers.redis import LocalRedis, LocalRedisCluster, install_redis
-from tests.servers.redis.cluster import CLUSTER_SETTINGS, NODES
-from tests.servers.redis.server import RedisPlan
-from tests.servers.s3 import GivenS3, LocalS3, install_s3
-from tests.servers.watchdog import Watchdog
+from tests.servers.run import QUICK_JVM, refuse_fresh
+from tests.servers.services import Services
 
 _NATIVE_PORT = 9042
 _STORAGE_PORT = 7000
-_C = TypeVar("_C", bound=containers.Container)
-# JVMs that start on two cores compete with their own optimising compilers. For servers that are there for faults, not
-# speed: rings, and nodes for one test alone.
-_QUICK = ("-XX:TieredStopAtLevel=1",)
 
 
-def _refuse_fresh(name: str, variable: str) -> None:
-    if variable in os.environ:
-        raise NotControllable(f"a server of its own for {name} is not to be had while {variable} is set")
-
-
-class Servers:
+class Servers(Services):
     """Starts real servers as children of this process and ends them with it, however it ends.
 
     Nothing happens before the first server is asked for. A server that cannot be started raises; no call skips.
@@ -74,40 +44,13 @@ class Servers:
 
     def __init__(self, *, cassandra_heap: str = HEAP) -> None:
         """``cassandra_heap``: of each local node, as Java writes it."""
+        super().__init__()
         self._cassandra_heap = cassandra_heap
-        self._run = uuid.uuid4().hex[:12]
-        self._owner = os.getpid()
-        self._cleanup = ExitStack()
-        self._folder: Path | None = None
-        self._folders = 0
         self._postgres: list[PostgresServer] = []
         self._pair: PostgresPair | None = None
         self._poolers: dict[str, PgBouncerServer] = {}
         self._cassandra: CassandraServer | None = None
         self._rings: dict[int, CassandraCluster] = {}
-        self._redis: RedisServer | None = None
-        self._redis_cluster: RedisCluster | None = None
-        self._s3: S3Server | None = None
-        self._opensearch: OpenSearchServer | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Kills all servers of this run and removes their data; does nothing in a fork of the owner."""
-        if os.getpid() != self._owner:
-            return
-        self._cleanup.close()
-        self._folder = None
-        self._postgres, self._cassandra, self._rings = [], None, {}
-        self._pair, self._poolers = None, {}
-        self._redis, self._redis_cluster = None, None
-        self._s3, self._opensearch = None, None
 
     def postgres(self, count: int = 1, *, port: int | None = None) -> list[PostgresServer]:
         """The first `count` shared Postgres clusters of the run, those missing started side by side."""
@@ -129,7 +72,7 @@ class Servers:
         Raises:
             NotControllable: the run uses servers given by URL.
         """
-        _refuse_fresh(name, POSTGRES_VARIABLE)
+        refuse_fresh(name, POSTGRES_VARIABLE)
         return self._start_fresh(name, settings or {})
 
     def postgres_pair(self) -> PostgresPair:
@@ -214,104 +157,10 @@ class Servers:
             self._rings[count] = given_cassandra() or self._start_ring(count)
         return self._rings[count]
 
-    def redis(self) -> RedisServer:
-        """The shared single Redis of the run."""
-        if self._redis is None:
-            self._redis = given_redis() or self._start_redis("redis", {})
-        return self._redis
-
-    def fresh_redis(self, name: str, *, settings: Mapping[str, str] | None = None) -> LocalRedis:
-        """A local Redis for one test alone, with its own settings as redis.conf writes them; 0.1 s.
-
-        Raises:
-            NotControllable: the run uses a server given by URL.
-        """
-        _refuse_fresh(name, REDIS_VARIABLE)
-        return self._start_redis(name, settings or {})
-
-    def redis_cluster(self) -> RedisCluster:
-        """The shared Redis cluster of the run: three primaries with a replica each."""
-        if self._redis_cluster is None:
-            self._redis_cluster = given_redis_cluster() or self._start_redis_cluster("redis-cluster", {})
-        return self._redis_cluster
-
-    def fresh_redis_cluster(self, name: str, *, settings: Mapping[str, str] | None = None) -> LocalRedisCluster:
-        """A local cluster for one test alone, free to be broken; about 2.5 s.
-
-        Raises:
-            NotControllable: the run uses a cluster given by URL.
-        """
-        _refuse_fresh(name, REDIS_CLUSTER_VARIABLE)
-        return self._start_redis_cluster(name, settings or {})
-
-    def s3(self) -> S3Server:
-        """The shared S3 server of the run."""
-        if self._s3 is None:
-            given = os.environ.get(S3_VARIABLE)
-            self._s3 = GivenS3(given) if given else self._start_s3("s3")
-        return self._s3
-
-    def fresh_s3(self, name: str) -> LocalS3:
-        """A local S3 server for one test alone; 0.1 s.
-
-        Raises:
-            NotControllable: the run uses a service given by URL.
-        """
-        _refuse_fresh(name, S3_VARIABLE)
-        return self._start_s3(name)
-
-    def _start_s3(self, name: str) -> LocalS3:
-        binary = install_s3()
-        server = LocalS3(name, binary=binary, folder=self._new_folder(name), lease=self._lease(), mark=self._run)
-        self._cleanup.callback(server.kill9)
-        server.start()
-        return server
-
-    def opensearch(self) -> OpenSearchServer:
-        """The shared OpenSearch node of the run."""
-        if self._opensearch is None:
-            given = os.environ.get(OPENSEARCH_VARIABLE)
-            self._opensearch = GivenOpenSearch(given) if given else self._start_opensearch("opensearch", ())
-        return self._opensearch
-
-    def fresh_opensearch(self, name: str) -> LocalOpenSearch:
-        """A local OpenSearch node for one test alone, free to be broken; 3-10 s.
-
-        Raises:
-            NotControllable: the run uses a server given by URL.
-        """
-        _refuse_fresh(name, OPENSEARCH_VARIABLE)
-        return self._start_opensearch(name, _QUICK)
-
-    def _start_opensearch(self, name: str, jvm_options: tuple[str, ...]) -> LocalOpenSearch:
-        install = install_opensearch()
-        folder, leases = self._new_folder(name), (self._lease(), self._lease())
-        node = LocalOpenSearch(
-            name, install=install, folder=folder, leases=leases, mark=self._run, jvm_options=jvm_options
-        )
-        self._cleanup.callback(node.kill9)
-        node.start()
-        return node
-
-    def _start_redis(self, name: str, settings: Mapping[str, str]) -> LocalRedis:
-        server = self._place_redis(RedisPlan(name, self._lease().port, settings), install_redis())
-        server.start()
-        return server
-
-    def _start_redis_cluster(self, name: str, settings: Mapping[str, str]) -> LocalRedisCluster:
-        binary, settings = install_redis(), {**CLUSTER_SETTINGS, **settings}
-        plans = [
-            RedisPlan(f"{name}-{number + 1}", self._lease().port, settings, bus_port=self._lease().port)
-            for number in range(NODES)
-        ]
-        cluster = LocalRedisCluster([self._place_redis(plan, binary) for plan in plans])
-        cluster.start()
-        return cluster
-
-    def _place_redis(self, plan: RedisPlan, binary: Path) -> LocalRedis:
-        server = LocalRedis(plan, binary=binary, folder=self._new_folder(plan.name), mark=self._run)
-        self._cleanup.callback(server.kill9)
-        return server
+    def _forget(self) -> None:
+        super()._forget()
+        self._postgres, self._cassandra, self._rings = [], None, {}
+        self._pair, self._poolers = None, {}
 
     def _start_postgres(
         self, names: list[str], *, port: int | None, settings: Mapping[str, str]
@@ -356,7 +205,7 @@ class Servers:
         return node
 
     def _start_ring(self, count: int) -> CassandraCluster:
-        ring = LocalCassandraCluster(self._plan_nodes(count, jvm_options=_QUICK))
+        ring = LocalCassandraCluster(self._plan_nodes(count, jvm_options=QUICK_JVM))
         ring.start()
         return ring
 
@@ -384,24 +233,3 @@ class Servers:
         for node in nodes:
             self._cleanup.callback(node.kill9)
         return nodes
-
-    def _contain(self, container: _C) -> _C:
-        self._cleanup.callback(container.remove)
-        container.start()
-        return container
-
-    def _lease(self, *hosts: str, preferred: int | None = None) -> PortLease:
-        lease = lease_port(hosts or (LOOPBACK,), preferred=[] if preferred is None else [preferred])
-        self._cleanup.callback(lease.release)
-        return lease
-
-    def _new_folder(self, name: str) -> Path:
-        if self._folder is None:
-            self._folder = make_open_folder("datalayer-servers-")
-            # Released last, the watchdog sweeps up what a failed start left and removes the folder.
-            self._cleanup.callback(Watchdog(self._run, self._folder).release)
-        # Numbered, because a server that failed to start may be asked for again.
-        self._folders += 1
-        folder = self._folder / f"{self._folders:02}-{name}"
-        folder.mkdir()
-        return folder
