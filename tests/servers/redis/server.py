@@ -19,6 +19,8 @@ DATABASES = 1024
 _SETTINGS = {
     "bind": LOOPBACK,
     "databases": str(DATABASES),
+    # A title overwrites the environment, by which the watchdog knows the servers of a run.
+    "set-proc-title": "no",
     # With everysec or no, a kill may lose what was acknowledged.
     "appendonly": "yes",
     "appendfsync": "always",
