@@ -304,6 +304,44 @@ def journal_tables(domain: str, attempt: int) -> JournalTables:
     return JournalTables(journal, tombs, foreign)
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxTables:
+    """What an index has not taken in yet of one place, and the tombstones of foreign hard deletes since it follows."""
+
+    outbox: sa.Table
+    tombs: sa.Table
+
+    @property
+    def all(self) -> tuple[sa.Table, ...]:
+        """In the order in which they are made."""
+        return (self.outbox, self.tombs)
+
+
+@lru_cache(maxsize=512)
+def outbox_tables(domain: str, place: int, index: int) -> OutboxTables:
+    """The outbox of a place for an index; ``place`` is the number that the place's tables carry."""
+    meta = sa.MetaData()
+    name = f"datalayer_outbox_{domain}_{place}_{index}"
+    outbox = sa.Table(
+        name,
+        meta,
+        sa.Column("kind", _SORTED_TEXT, primary_key=True),
+        sa.Column("key", _BYTES, primary_key=True),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("gone", sa.Boolean, nullable=False),
+        sa.Column("since", sa.BigInteger, nullable=False),
+    )
+    sa.Index(f"{name}_since", outbox.c.since)
+    tombs = sa.Table(
+        f"{name}_tombs",
+        meta,
+        sa.Column("kind", _SORTED_TEXT, primary_key=True),
+        sa.Column("key", _BYTES, primary_key=True),
+        sa.Column("version", sa.BigInteger, nullable=False),
+    )
+    return OutboxTables(outbox, tombs)
+
+
 def meta_table() -> sa.Table:
     """What a backend says of itself (``MetaRow``)."""
     return sa.Table(

@@ -38,6 +38,10 @@ OPTIONAL: Final = frozenset({"sessions", "catalogue", "presence", "typing", "med
 """Domains that a configuration need not have a backend for: whoever then uses one is told."""
 
 
+INDEXED: Final[dict[str, tuple[str, ...]]] = {"messages": ("message",), "users": ("user",)}
+"""The domains that search follows, and of each the kinds of records that have documents."""
+
+
 def movement_of(domain: str) -> Movement:
     """How a domain or one of its slot groups moves. InvalidArgument for a name that is no domain."""
     base = domain.partition("/")[0]

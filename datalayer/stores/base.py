@@ -208,6 +208,60 @@ class Guard(Protocol):
         ...
 
 
+class Entry(NamedTuple):
+    """A key that an index may be behind on: it is in step once it holds this version of the key, or a later one.
+
+    ``gone``: another program removed the row without a tombstone; the version is that of the tombstone due.
+    """
+
+    kind: str
+    key: bytes
+    version: int
+    gone: bool = False
+
+    @property
+    def ident(self) -> Key:
+        """(kind, key)."""
+        return (self.kind, self.key)
+
+
+class Outbox(Protocol):
+    """What one index has not taken in yet of one place: a durable, coalesced set of keys beside the records themselves.
+
+    Written by whoever writes the place, in the same transaction; a store without transactions is told first (``enter``).
+    What a migration's replayer applies is not entered: it was where it was written. Of the place's kinds those of
+    INDEXED are followed. Every method but ``install``, ``remove`` and ``installed`` raises StaleRoute where it is off.
+    """
+
+    async def install(self) -> None:
+        """Put it on. When it returns, every write that commits later is entered. Idempotent."""
+        ...
+
+    async def remove(self) -> None:
+        """Take it off for good, with all that it holds. Idempotent; a number is never used again."""
+        ...
+
+    async def installed(self) -> bool:
+        """Whether it is on, as it was made."""
+        ...
+
+    async def enter(self, entries: Sequence[Entry]) -> None:
+        """Enter keys; of two versions of a key the later one stays."""
+        ...
+
+    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Entry]:
+        """At most ``limit`` entries, those that wait longest first; ``part`` = (i, n) spreads keys over n by hash."""
+        ...
+
+    async def settle(self, entries: Sequence[Entry]) -> None:
+        """The index holds these versions: clear each of these keys whose entry is at that version or below it."""
+        ...
+
+    async def lag(self, limit: int) -> tuple[int, int | None]:
+        """(how many entries there are, counted to ``limit``; since when the oldest waits, in microseconds, or None)."""
+        ...
+
+
 class MessageReads(Protocol):
     """Typed reads of messages. Deleted ones are returned by ``get`` and ``get_many`` (callers filter)."""
 
@@ -384,6 +438,19 @@ class Transactional(Protocol):
 
     def guard(self, attempt: int) -> Guard:
         """Journal and fence of this store for an attempt."""
+        ...
+
+
+@runtime_checkable
+class Followed(Protocol):
+    """A store that indexes can follow: messages and users."""
+
+    def outbox(self, index: int) -> Outbox:
+        """What the index of that attempt has not taken in yet of this place."""
+        ...
+
+    async def outboxes(self) -> list[int]:
+        """The indexes that have an outbox here, dead ones too."""
         ...
 
 

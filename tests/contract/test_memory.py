@@ -16,10 +16,12 @@ from datalayer.testing.contract import (
     ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
+    OutboxSuite,
     PortSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
+    WrittenOutboxSuite,
 )
 from tests.contract.memory_program import Program
 
@@ -123,3 +125,15 @@ class TestMessageGuard(_Memory, ForeignWriterSuite):
 
 class TestUserGuard(_Memory, ForeignWriterSuite):
     domain = "users"
+
+
+class TestMessagesOutbox(_Memory, WrittenOutboxSuite):
+    pass
+
+
+class TestUsersOutbox(_Memory, WrittenOutboxSuite):
+    domain = "users"
+
+
+class TestLastWriterMessagesOutbox(_Memory, OutboxSuite):
+    authority = "last_writer"

@@ -32,6 +32,7 @@ from datalayer.testing.contract import (
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
+    WrittenOutboxSuite,
 )
 from tests.contract.plain_sql import Statement, deletion, upsert
 from tests.servers import Servers
@@ -219,3 +220,11 @@ class TestControl(_Control, ControlSuite):
 
 class TestIntents(_Control, IntentLogSuite):
     pass
+
+
+class TestMessagesOutbox(_Postgres, WrittenOutboxSuite):
+    pass
+
+
+class TestUsersOutbox(_Postgres, WrittenOutboxSuite):
+    domain = "users"

@@ -25,6 +25,7 @@ from datalayer.testing.contract import (
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
+    WrittenOutboxSuite,
 )
 from tests.conftest import TIER
 from tests.contract.plain_sql import deletion, upsert
@@ -141,4 +142,12 @@ class TestMessageGuard(_Sqlite, ForeignWriterSuite):
 
 
 class TestUserGuard(_Sqlite, ForeignWriterSuite):
+    domain = "users"
+
+
+class TestMessagesOutbox(_Sqlite, WrittenOutboxSuite):
+    pass
+
+
+class TestUsersOutbox(_Sqlite, WrittenOutboxSuite):
     domain = "users"

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.domains.record import Key, Record
 from datalayer.domains.registry import DOMAINS, KINDS
 from datalayer.errors import Fenced, LostLease, MigrationError, Quarantine, StaleRoute
+from datalayer.stores.base import Entry
 from datalayer.stores.memory import reference
+from datalayer.stores.memory.outbox import Following
 from datalayer.stores.memory.side import Side
 from datalayer.stores.memory.table import Table
 
@@ -51,6 +53,8 @@ class MemoryServer:
         self.meta: Final[dict[tuple[str, int], MetaRow]] = {}
         self.tokens: Final[dict[str, int]] = {}
         self._sides: Final[dict[PlaceKey, dict[int, Side]]] = {}
+        self.following: Final[dict[PlaceKey, dict[int, Following]]] = {}
+        """The outboxes of each place, by the attempt of the index."""
 
     # places
     def create(self, place: PlaceKey) -> None:
@@ -63,6 +67,7 @@ class MemoryServer:
         """Forget a place, its guards too."""
         self.tables.pop(place, None)
         self._sides.pop(place, None)
+        self.following.pop(place, None)
 
     def table(self, place: PlaceKey) -> Table:
         """The records of a place; StaleRoute when it is gone."""
@@ -218,9 +223,17 @@ class MemoryServer:
     def _journal(self, place: PlaceKey, record: Record) -> None:
         for side in self._sides.get(place, {}).values():
             side.note(record)
+        self.follow(place, Entry(record.kind, record.key, record.version))
+
+    def follow(self, place: PlaceKey, entry: Entry) -> None:
+        """Enter a write into every outbox, as triggers do; whoever writes a last-writer place does so beforehand."""
+        if self.authority_class == "transactional":
+            for following in self.following.get(place, {}).values():
+                following.note(entry, self.clock.now_us())
 
     def _hard_deleted(self, place: PlaceKey, key: Key) -> Record | None:
-        versions = [side.tombs[key] for side in self._sides.get(place, {}).values() if key in side.tombs]
+        marked = (*self._sides.get(place, {}).values(), *self.following.get(place, {}).values())
+        versions = [held.tombs[key] for held in marked if key in held.tombs]
         return DOMAINS[place[0]].tombstone(*key, max(versions)) if versions else None
 
     # tokens
@@ -240,8 +253,8 @@ class MemoryServer:
         if stored is not None and record.version <= stored.version:
             lifted = record._replace(version=max(stored.version + 2, self.clock.now_us()))
         self._seen_foreign(place, program)
-        for side in self._sides.get(place, {}).values():
-            side.tombs.pop(record.ident, None)
+        for held in (*self._sides.get(place, {}).values(), *self.following.get(place, {}).values()):
+            held.tombs.pop(record.ident, None)
         self.put(table, lifted)
         self._journal(place, lifted)
         return lifted
@@ -259,6 +272,9 @@ class MemoryServer:
             if side.installed:
                 side.tombs[key] = version
                 side.journal[key] = version
+        for following in self.following.get(place, {}).values():
+            following.tombs[key] = version
+        self.follow(place, Entry(*key, version, gone=True))
 
     def _seen_foreign(self, place: PlaceKey, program: str) -> None:
         for side in self._sides.get(place, {}).values():

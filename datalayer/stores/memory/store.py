@@ -11,6 +11,7 @@ from datalayer.domains.registry import DOMAINS
 from datalayer.errors import InvalidArgument, SchemaBehind, StaleRoute
 from datalayer.stores.base import Executed, ScanPage
 from datalayer.stores.memory.guard import MemoryGuard
+from datalayer.stores.memory.outbox import MemoryOutbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -82,6 +83,14 @@ class MemoryPort:
 
     def check(self, record: Record) -> str | None:
         return self._server.check(record)
+
+    def outbox(self, index: int) -> MemoryOutbox:
+        """What an index has not taken in yet of this place."""
+        return MemoryOutbox(self._backend, self.place, index)
+
+    async def outboxes(self) -> list[int]:
+        """The indexes that have an outbox here."""
+        return await self._call("outboxes", lambda: sorted(self._server.following.get(self.place, {})), write=False)
 
     def _table(self) -> Table:
         return self._server.table(self.place)

@@ -158,7 +158,7 @@ class PostgresGuard:
                 text = await self._text(tx)
             until = (await tx.run("SELECT (clock_timestamp() + make_interval(secs => %s))::text", (lapse_s,)))[0][0]
             await tx.run_script(text.refuse("lapse", flip, until))
-            await self._switch_off(tx, text.fence_triggers("seal"))
+            await switch_off(tx, self._tables, text.fence_triggers("seal"))
             await self._set(tx, flip=flip, fence="lapsing", lapses_at=until)
             await self.remember(tx)
 
@@ -177,7 +177,7 @@ class PostgresGuard:
                 raise MigrationError(f"the fence of flip {flip} had lapsed before it was sealed")
             text = await self._text(tx) if text.parts else text
             await tx.run_script(text.refuse("seal", flip, None))
-            await self._switch_off(tx, text.fence_triggers("lapse"))
+            await switch_off(tx, self._tables, text.fence_triggers("lapse"))
             await self._set(tx, flip=flip, fence="sealed", lapses_at=None)
             await self.remember(tx)
 
@@ -204,7 +204,7 @@ class PostgresGuard:
         present = await tx.run(_PRESENT, (list(self._tables),))
         if len(present) == len(self._tables):
             await self._barrier.lock(tx)
-            await self._switch_off(tx, (*text.journal_triggers(), *fences))
+            await switch_off(tx, self._tables, (*text.journal_triggers(), *fences))
         await tx.run(
             f"UPDATE {FENCE_TABLE} SET ended = true, fence = CASE WHEN %s THEN fence ELSE 'open' END "  # noqa: S608
             "WHERE domain = %s AND attempt = %s",
@@ -380,21 +380,8 @@ class PostgresGuard:
 
     async def _text(self, tx: PostgresTransaction) -> GuardText:
         schema = str((await tx.run("SELECT current_schema()"))[0][0])
-        parts: dict[str, list[str]] = {}
-        for table, part in await tx.run(_PARTS, (list(self._tables),)):
-            parts.setdefault(str(table), []).append(str(part))
+        parts = await parts_of(tx, self._tables)
         return GuardText(self._store.domain, self._store.attempt, self._attempt, schema, parts)
-
-    async def _switch_off(self, tx: PostgresTransaction, triggers: tuple[str, ...]) -> None:
-        """DISABLE, never DROP: DROP TRIGGER waits behind pg_dump and blocks every reader meanwhile."""
-        found = await tx.run(
-            "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgname = ANY (%s::text[]) "
-            "AND (tgrelid = ANY (%s::text[]::regclass[]::oid[]) OR tgrelid IN (SELECT inhrelid FROM pg_inherits "
-            "WHERE inhparent = ANY (%s::text[]::regclass[]::oid[]))) AND tgenabled <> 'D'",
-            (list(triggers), list(self._tables), list(self._tables)),
-        )
-        if found:
-            await tx.run_script([f"ALTER TABLE ONLY {table} DISABLE TRIGGER {trigger}" for table, trigger in found])
 
     async def _set(self, tx: PostgresTransaction, *, flip: int, fence: FenceState, lapses_at: str | None) -> None:
         await tx.run(
@@ -411,6 +398,26 @@ class PostgresGuard:
         functions = [name for table in text.tables for name in (table.lift, table.note)]
         pattern = f"^datalayer_[abcd]_[a-z]+_{self._attempt}(_row)?$"
         return (list(self._tables), pattern, [*functions, text.refuse_function, text.truncate_function])
+
+
+async def parts_of(tx: PostgresTransaction, tables: Sequence[str]) -> dict[str, list[str]]:
+    """The partitions of those tables that have some."""
+    parts: dict[str, list[str]] = {}
+    for table, part in await tx.run(_PARTS, (list(tables),)):
+        parts.setdefault(str(table), []).append(str(part))
+    return parts
+
+
+async def switch_off(tx: PostgresTransaction, tables: Sequence[str], triggers: tuple[str, ...]) -> None:
+    """DISABLE, never DROP: DROP TRIGGER waits behind pg_dump and blocks every reader meanwhile."""
+    found = await tx.run(
+        "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgname = ANY (%s::text[]) "
+        "AND (tgrelid = ANY (%s::text[]::regclass[]::oid[]) OR tgrelid IN (SELECT inhrelid FROM pg_inherits "
+        "WHERE inhparent = ANY (%s::text[]::regclass[]::oid[]))) AND tgenabled <> 'D'",
+        (list(triggers), list(tables), list(tables)),
+    )
+    if found:
+        await tx.run_script([f"ALTER TABLE ONLY {table} DISABLE TRIGGER {trigger}" for table, trigger in found])
 
 
 async def live_guards(tx: PostgresTransaction, db: PostgresDatabase, store: SqlStore) -> list[PostgresGuard]:

@@ -10,6 +10,7 @@ from datalayer.domains.messages import Append
 from datalayer.domains.record import Record
 from datalayer.stores.base import ScanPage
 from datalayer.stores.postgres.bulk import BulkWriter
+from datalayer.stores.postgres.outbox import PostgresOutbox, outboxes_at
 from datalayer.stores.postgres.partitions import APPEND_WAIT_S, Partitions
 from datalayer.stores.postgres.rows import RawUuid, check_message
 from datalayer.stores.sql.conversations import SqlConversations
@@ -59,7 +60,24 @@ class Sized(SqlStore):
         return int(rows[0][0])
 
 
-class PostgresMessages(SqlMessages, Sized):
+class _Followed(Sized):
+    """A store that indexes may follow."""
+
+    def outbox(self, index: int) -> PostgresOutbox:
+        """What an index has not taken in yet of this place."""
+        return PostgresOutbox(cast("PostgresDatabase", self.db), self, index)
+
+    async def outboxes(self) -> list[int]:
+        """The indexes that have an outbox here."""
+        return await outboxes_at(self)
+
+    async def drop(self) -> None:
+        for index in await self.outboxes():
+            await self.outbox(index).remove()
+        await super().drop()
+
+
+class PostgresMessages(SqlMessages, _Followed):
     """Messages; ``scan`` has the server put the key together and takes uuids as bytes."""
 
     def __init__(
@@ -122,7 +140,7 @@ class PostgresMessages(SqlMessages, Sized):
         await self._bulk.write(cast("PostgresTransaction", tx), records)
 
 
-class PostgresUsers(SqlUsers, Sized):
+class PostgresUsers(SqlUsers, _Followed):
     """Users and their claims."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:

@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS {FENCE_TABLE} (
 )"""
 """``fence``: open, lapsing or sealed. The refusing triggers consult it, so that opening is an UPDATE and no DDL."""
 
-_CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _KEYS: Final = {
     "message": "uuid_send({row}.conversation_id) || uuid_send({row}.id)",
     "user": "uuid_send({row}.id)",
@@ -134,7 +134,8 @@ class GuardText:
     def prepare(self) -> Iterator[str]:
         """Tables and functions: what needs no lock on the data."""
         yield from self._journal_ddl
-        yield self._function(self.refuse_function, _REFUSE)
+        if self.refuse_function:
+            yield self._function(self.refuse_function, _REFUSE)
         yield self._function(self.truncate_function, _REFUSE_TRUNCATE)
         for table in self.tables:
             yield self._function(table.lift, self._lift_body(table))
@@ -212,7 +213,7 @@ BEGIN
     lowest := greatest(lowest, (SELECT t.version FROM {self.tombs} t WHERE t.kind = '{table.kind}' AND t.key = {new}));
   END IF;
   IF NEW.version IS NULL OR NEW.version <= lowest OR lead > 0 AND NEW.version < lowest + 2 + lead THEN
-    NEW.version := greatest(lowest + 2, {_CLOCK}) + lead;
+    NEW.version := greatest(lowest + 2, {CLOCK}) + lead;
   END IF;
   RETURN NEW;
 END"""
@@ -228,23 +229,21 @@ DECLARE
   changed bytea;
   stamp bigint;
 BEGIN
-  IF writer NOT LIKE 'datalayer/%' THEN
-    {self._foreign()}
-  END IF;
+  {self._foreign()}
   IF TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new} THEN
     changed := {old};
     INSERT INTO {tombs} AS t (kind, key, version)
-      VALUES ({kind}, changed, greatest(OLD.version + 2, {_CLOCK}) + {table.lead})
+      VALUES ({kind}, changed, greatest(OLD.version + 2, {CLOCK}) + {table.lead})
       ON CONFLICT (kind, key) DO UPDATE SET version = greatest(t.version, excluded.version)
       RETURNING version INTO stamp;
-    {self._upsert(kind)}
+    {self._upsert(kind, gone=True)}
   END IF;
   IF TG_OP = 'DELETE' THEN
     RETURN NULL;
   END IF;
   changed := {new};
   stamp := NEW.version;
-  {self._upsert(kind)}
+  {self._upsert(kind, gone=False)}
   IF TG_OP = 'INSERT' OR {old} IS DISTINCT FROM changed THEN
     IF snapshot THEN
       INSERT INTO {tombs} (kind, key, version) VALUES ({kind}, changed, 0) ON CONFLICT (kind, key) DO NOTHING;
@@ -252,17 +251,21 @@ BEGIN
     END IF;
     SELECT t.version INTO stamp FROM {tombs} t WHERE t.kind = {kind} AND t.key = changed;
     IF NEW.version <= stamp THEN
-      UPDATE {table.name} t SET version = greatest(stamp + 2, {_CLOCK}) WHERE {primary};
+      UPDATE {table.name} t SET version = greatest(stamp + 2, {CLOCK}) WHERE {primary};
     END IF;
   END IF;
   RETURN NULL;
 END"""
 
-    def _upsert(self, kind: str) -> str:
-        insert = (
+    def _entry(self, kind: str, *, gone: bool) -> str:
+        del gone  # a journal's replayer finds the tombstone
+        return (
             f"INSERT INTO {self.journal} (kind, key, routing, version) VALUES ({kind}, changed, substring(changed FROM 1 FOR 16), stamp) "
             "ON CONFLICT (kind, key) DO UPDATE SET version = excluded.version;"
         )
+
+    def _upsert(self, kind: str, *, gone: bool) -> str:
+        insert = self._entry(kind, gone=gone)
         return f"""
     IF snapshot THEN
       BEGIN
@@ -277,7 +280,7 @@ END"""
     def _foreign(self) -> str:
         """Enter the program's name once. Never waits: whoever cannot have the lock leaves it to who has it."""
         return f"""
-    IF NOT EXISTS (SELECT FROM {self.foreign} f WHERE f.name = writer)
+    IF writer NOT LIKE 'datalayer/%' AND NOT EXISTS (SELECT FROM {self.foreign} f WHERE f.name = writer)
       AND pg_try_advisory_xact_lock(hashtextextended('{self.foreign} ' || writer, 0)) THEN
       BEGIN
         INSERT INTO {self.foreign} (name) VALUES (writer);

@@ -13,6 +13,7 @@ from datalayer.stores.sql.store import SqlStore
 from datalayer.stores.sql.users import SqlUsers
 from datalayer.stores.sqlite.database import SqliteDatabase
 from datalayer.stores.sqlite.guard import SqliteGuard
+from datalayer.stores.sqlite.outbox import SqliteOutbox, outboxes_at
 from datalayer.stores.sqlite.rows import SqliteRows
 
 if TYPE_CHECKING:
@@ -38,8 +39,18 @@ class SqlitePlace(SqlStore):
         assert isinstance(self.db, SqliteDatabase), "a SQLite place lies in a SQLite database"
         return self.db
 
+    def outbox(self, index: int) -> SqliteOutbox:
+        """What an index has not taken in yet of this place."""
+        return SqliteOutbox(self, index)
+
+    async def outboxes(self) -> list[int]:
+        """The indexes that have an outbox here."""
+        return await outboxes_at(self)
+
     async def drop(self) -> None:
-        """Drop the tables, and with them every guard of this place."""
+        """Drop the tables, and with them every guard and outbox of this place."""
+        for index in await self.outboxes():
+            await self.outbox(index).remove()
 
         def work(connection: sqlite3.Connection) -> None:
             mine = (self.domain, self.attempt)

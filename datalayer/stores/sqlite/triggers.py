@@ -25,8 +25,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from datalayer.domains.movement import INDEXED
 from datalayer.domains.record import FINAL_LEAD
-from datalayer.schemas.metadata import journal_tables, relation
+from datalayer.schemas.metadata import journal_tables, outbox_tables, relation
 from datalayer.stores.sqlite.faults import FENCED, REPLACED
 
 if TYPE_CHECKING:
@@ -116,6 +117,23 @@ def journal_triggers(domain: str, place: int, attempt: int) -> list[str]:
     return triggers
 
 
+def outbox_prefix(domain: str, place: int, index: int | str) -> str:
+    """What the names of an outbox's triggers begin with."""
+    return f"datalayer_outbox_{domain}_{place}_{index}_"
+
+
+def outbox_triggers(domain: str, place: int, index: int) -> list[str]:
+    """The outbox of a place: the journal's triggers, let past by every replayer."""
+    when = "NOT EXISTS (SELECT 1 FROM datalayer_pass)"
+    triggers = []
+    for shape in _shapes(domain, place):
+        if shape.kind in INDEXED[domain]:
+            for name, timing, condition, body in _Outbox(domain, place, index, shape).triggers():
+                head = f"CREATE TRIGGER {outbox_prefix(domain, place, index)}{name} {timing} ON {shape.table}"
+                triggers.append(f"{head} WHEN {when}{condition} BEGIN {body} END")
+    return triggers
+
+
 def _passing(domain: str, attempt: int) -> str:
     return f"EXISTS (SELECT 1 FROM datalayer_pass WHERE domain = '{domain}' AND attempt = {attempt})"
 
@@ -128,6 +146,9 @@ class _Journal:
         self._journal = tables.journal.name
         self._tombs = tables.tombs.name
         self._foreign = tables.foreign.name
+        self._spell(shape)
+
+    def _spell(self, shape: _Shape) -> None:
         self._shape = shape
         self._new = shape.key.format(row="NEW")
         self._old = shape.key.format(row="OLD")
@@ -176,15 +197,17 @@ class _Journal:
 
     def _gone(self, when: str) -> str:
         """Enter OLD's key as removed for good."""
-        kind, routing = self._shape.kind, self._shape.routing.format(row="OLD")
+        kind = self._shape.kind
         version = f"max(OLD.version + 2, {NOW_US}) + {self._shape.lead}"
         tomb = f"SELECT '{kind}', {self._old}, {version} WHERE {when}"
-        entry = f"SELECT kind, key, {routing}, version FROM {self._tombs}"
         at = f"kind = '{kind}' AND key = {self._old} AND ({when})"
-        return (
-            f"INSERT INTO {self._tombs} {tomb} {self._upsert('max(version, excluded.version)')};"
-            f"INSERT INTO {self._journal} {entry} WHERE {at} {self._upsert('excluded.version')};"
-        )
+        return f"INSERT INTO {self._tombs} {tomb} {self._upsert('max(version, excluded.version)')};" + self._entered(at)
+
+    def _entered(self, at: str) -> str:
+        """Enter what the tombstones hold there."""
+        routing = self._shape.routing.format(row="OLD")
+        entry = f"SELECT kind, key, {routing}, version FROM {self._tombs}"
+        return f"INSERT INTO {self._journal} {entry} WHERE {at} {self._upsert('excluded.version')};"
 
     def _named(self) -> str:
         name = f"SELECT '{FOREIGN_NAME}', 1 WHERE {_FOREIGN}"
@@ -193,3 +216,24 @@ class _Journal:
     @staticmethod
     def _upsert(version: str) -> str:
         return f"ON CONFLICT (kind, key) DO UPDATE SET version = {version}"
+
+
+class _Outbox(_Journal):
+    """As of a journal; an entry says whether its row is gone, and since when it waits."""
+
+    def __init__(self, domain: str, place: int, index: int, shape: _Shape) -> None:
+        self._journal, self._tombs = (table.name for table in outbox_tables(domain, place, index).all)
+        self._spell(shape)
+
+    def _dirty(self) -> str:
+        row = f"SELECT '{self._shape.kind}', {self._new}, version, 0, {NOW_US} FROM {self._shape.table}"
+        upsert = "ON CONFLICT (kind, key) DO UPDATE SET version = excluded.version, gone = 0"
+        return f"INSERT INTO {self._journal} {row} WHERE {self._at_new} {upsert};"
+
+    def _entered(self, at: str) -> str:
+        entry = f"SELECT kind, key, version, 1, {NOW_US} FROM {self._tombs}"
+        upsert = "ON CONFLICT (kind, key) DO UPDATE SET version = excluded.version, gone = 1"
+        return f"INSERT INTO {self._journal} {entry} WHERE {at} {upsert};"
+
+    def _named(self) -> str:
+        return ""

@@ -24,6 +24,7 @@ from datalayer.testing.contract.foreign import ForeignWriterSuite
 from datalayer.testing.contract.guard import GuardSuite
 from datalayer.testing.contract.intents import IntentLogSuite
 from datalayer.testing.contract.listings import ListingExecuteSuite, ListingReadsSuite
+from datalayer.testing.contract.outbox import OutboxSuite, WrittenOutboxSuite
 from datalayer.testing.contract.port import PortSuite
 from datalayer.testing.contract.reads import MessageReadsSuite, UserReadsSuite
 from datalayer.testing.contract.values import Maker
@@ -42,10 +43,12 @@ __all__ = [
     "Maker",
     "MessageExecuteSuite",
     "MessageReadsSuite",
+    "OutboxSuite",
     "PortSuite",
     "StoreFixture",
     "UserExecuteSuite",
     "UserReadsSuite",
+    "WrittenOutboxSuite",
     "outcomes",
     "refused",
 ]
