@@ -44,7 +44,7 @@ from datalayer.errors import (
 from datalayer.routing.claims import RACES_MAX, ClaimingWriter
 from datalayer.routing.regions import Regions
 from datalayer.routing.sharded import CLAIMED, RoutedRecords, ShardedUsers, apply_parts
-from datalayer.routing.shardguard import ShardedGuard, ShardedJournal
+from datalayer.routing.shardguard import ShardedGuard, ShardedJournal, in_turn
 from datalayer.routing.together import each
 from datalayer.routing.within import within
 from datalayer.stores.base import Executed, ScanPage
@@ -525,4 +525,4 @@ class RegionalJournal(ShardedJournal):
                 await journal.settle(pointers)
             return [record for record in records if not self._users.regions.points(record, group)]
 
-        return self._in_turn(await self._each(self._guard.groups(), act), limit)
+        return in_turn(await self._each(self._guard.groups(), act), limit)

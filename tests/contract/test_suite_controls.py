@@ -23,10 +23,12 @@ from datalayer.testing.contract import (
     ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
+    OutboxSuite,
     PortSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
+    WrittenOutboxSuite,
 )
 from tests.contract.broken.breakage import Breakage, BrokenStores
 from tests.contract.broken.control import CONTROLS
@@ -36,11 +38,21 @@ from tests.contract.broken.foreign import FOREIGN
 from tests.contract.broken.guard import GUARDS
 from tests.contract.broken.intents import INTENTS, BrokenControls
 from tests.contract.broken.listings import LISTINGS
+from tests.contract.broken.outbox import OUTBOXES
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
 from tests.contract.memory_program import Program
 
-STORES = [*PORTS.all, *READS.all, *MUTATIONS.all, *GUARDS.all, *FOREIGN.all, *CONVERSATIONS.all, *LISTINGS.all]
+STORES = [
+    *PORTS.all,
+    *READS.all,
+    *MUTATIONS.all,
+    *GUARDS.all,
+    *FOREIGN.all,
+    *CONVERSATIONS.all,
+    *LISTINGS.all,
+    *OUTBOXES.all,
+]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
 
@@ -116,9 +128,11 @@ SUITES = [
     ListingReadsSuite,
     MessageExecuteSuite,
     MessageReadsSuite,
+    OutboxSuite,
     PortSuite,
     UserExecuteSuite,
     UserReadsSuite,
+    WrittenOutboxSuite,
 ]
 
 

@@ -232,9 +232,13 @@ class MemoryServer:
                 following.note(entry, self.clock.now_us())
 
     def _hard_deleted(self, place: PlaceKey, key: Key) -> Record | None:
-        marked = (*self._sides.get(place, {}).values(), *self.following.get(place, {}).values())
-        versions = [held.tombs[key] for held in marked if key in held.tombs]
+        versions = [tombs[key] for tombs in self._tombs(place) if key in tombs]
         return DOMAINS[place[0]].tombstone(*key, max(versions)) if versions else None
+
+    def _tombs(self, place: PlaceKey) -> list[dict[Key, int]]:
+        """The tombstones of foreign hard deletes, of each guard and each outbox."""
+        sides, following = self._sides.get(place, {}), self.following.get(place, {})
+        return [side.tombs for side in sides.values()] + [one.tombs for one in following.values()]
 
     # tokens
     def check_token(self, token: Token) -> None:
@@ -253,8 +257,8 @@ class MemoryServer:
         if stored is not None and record.version <= stored.version:
             lifted = record._replace(version=max(stored.version + 2, self.clock.now_us()))
         self._seen_foreign(place, program)
-        for held in (*self._sides.get(place, {}).values(), *self.following.get(place, {}).values()):
-            held.tombs.pop(record.ident, None)
+        for tombs in self._tombs(place):
+            tombs.pop(record.ident, None)
         self.put(table, lifted)
         self._journal(place, lifted)
         return lifted

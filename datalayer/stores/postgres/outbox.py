@@ -103,7 +103,9 @@ class PostgresOutbox(SqlOutbox):
     async def remove(self) -> None:
         async def step(tx: PostgresTransaction) -> None:
             await tx.run(GUARD_LOCK)
-            present = await tx.run("SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NULL", (list(self._names),))
+            present = await tx.run(
+                "SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NULL", (list(self._names),)
+            )
             if not present:
                 await self._barrier.lock(tx)
                 await switch_off(tx, self._names, self._text.journal_triggers())
@@ -123,7 +125,9 @@ class PostgresOutbox(SqlOutbox):
             return False
         if await self.installed():
             return True
-        raise StaleRoute(f"the outbox of index {self._index} was taken off {self._names[0]} for good, or by another program")
+        raise StaleRoute(
+            f"the outbox of index {self._index} was taken off {self._names[0]} for good, or by another program"
+        )
 
     async def _texts(self, tx: PostgresTransaction) -> OutboxText:
         schema = str((await tx.run("SELECT current_schema()"))[0][0])
