@@ -14,6 +14,7 @@ from datalayer.migrators.throttle import RateCap, following
 from datalayer.migrators.verify import Verifier
 from datalayer.migrators.work import stores_last_writer
 from datalayer.routing.flip import write_roles
+from datalayer.routing.lastwriter import IntentGuard
 from datalayer.routing.route import Phase, Place
 from datalayer.routing.shards import base_domain, parse_group
 from datalayer.stores.base import MetaRow
@@ -328,6 +329,7 @@ async def last_drain(work: Work) -> str:
         return "not needed"
     migration = work.migration
     guard = work.target_guard if work.routing.authority == migration.target else work.source_guard
+    assert isinstance(guard, IntentGuard), "the guard of a last-writer side holds intents"
     if not (await guard.state()).installed:
         return "not needed: the journal was never on, or is off already"
     done = 0
@@ -335,7 +337,7 @@ async def last_drain(work: Work) -> str:
         records = await guard.journal.pending(500)
         if not records:
             return f"{done} intents brought"
-        await guard.apply(records)
+        await guard.deliver(records)
         await guard.journal.settle(records)
         done += len(records)
     raise NotFinished("the intents did not come to an end")

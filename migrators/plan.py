@@ -27,6 +27,7 @@ class Action(StrEnum):
     VERIFY = "verify"
     CHECK_ARM = "check_arm"
     JOIN_DOMAIN = "join_domain"
+    JOIN_INDEXES = "join_indexes"
     PUBLISH_ARMED = "publish_armed"
     AWAIT_READERS = "await_readers"
     CHECK_HOLD = "check_hold"
@@ -39,9 +40,11 @@ class Action(StrEnum):
     PUBLISH_SOURCE = "publish_source"
     AWAIT_FLEET = "await_fleet"
     LAST_DRAIN = "last_drain"
+    LEAVE_SOURCE = "leave_source"
     RETIRE_SOURCE = "retire_source"
     REMOVE_REVERSE = "remove_reverse"
     REMOVE_JOURNAL = "remove_journal"
+    LEAVE_TARGET = "leave_target"
     DROP_TARGET = "drop_target"
     PURGE_SOURCE = "purge_source"
 
@@ -71,7 +74,13 @@ PLAN: Final[dict[Stage, tuple[Action, ...]]] = {
     # waited has published already, and the next one begins with the stage that follows.
     Stage.BACKFILL: (Action.AWAIT_WRITERS, Action.BACKFILL, Action.CATCH_UP),
     Stage.VERIFY: (Action.CATCH_UP, Action.VERIFY),
-    Stage.ARM: (Action.CHECK_ARM, Action.JOIN_DOMAIN, Action.PUBLISH_ARMED, Action.AWAIT_READERS),
+    Stage.ARM: (
+        Action.CHECK_ARM,
+        Action.JOIN_DOMAIN,
+        Action.JOIN_INDEXES,
+        Action.PUBLISH_ARMED,
+        Action.AWAIT_READERS,
+    ),
     Stage.FLIP: (
         Action.AWAIT_READERS,
         Action.CHECK_HOLD,
@@ -85,6 +94,7 @@ PLAN: Final[dict[Stage, tuple[Action, ...]]] = {
         Action.PUBLISH_COMPLETE,
         Action.AWAIT_FLEET,
         Action.LAST_DRAIN,
+        Action.LEAVE_SOURCE,
         Action.RETIRE_SOURCE,
         Action.REMOVE_REVERSE,
     ),
@@ -93,6 +103,7 @@ PLAN: Final[dict[Stage, tuple[Action, ...]]] = {
         Action.AWAIT_FLEET,
         Action.LAST_DRAIN,
         Action.REMOVE_JOURNAL,
+        Action.LEAVE_TARGET,
         Action.DROP_TARGET,
     ),
     Stage.PURGE: (Action.PURGE_SOURCE,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError
-from datalayer.migrators import actions, around, hold
+from datalayer.migrators import actions, around, following, hold
 from datalayer.migrators.plan import Action, Stage
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ HANDLERS: Final[dict[Action, Callable[[Work], Awaitable[str]]]] = {
     Action.VERIFY: actions.verify,
     Action.CHECK_ARM: actions.check_arm,
     Action.JOIN_DOMAIN: around.join_domain,
+    Action.JOIN_INDEXES: following.join_indexes,
     Action.PUBLISH_ARMED: actions.publish_armed,
     Action.AWAIT_READERS: actions.await_readers,
     Action.CHECK_HOLD: hold.check_hold,
@@ -37,9 +38,11 @@ HANDLERS: Final[dict[Action, Callable[[Work], Awaitable[str]]]] = {
     Action.PUBLISH_SOURCE: actions.publish_source,
     Action.AWAIT_FLEET: actions.await_rest,
     Action.LAST_DRAIN: actions.last_drain,
+    Action.LEAVE_SOURCE: following.leave_source,
     Action.RETIRE_SOURCE: actions.retire_source,
     Action.REMOVE_REVERSE: actions.remove_reverse,
     Action.REMOVE_JOURNAL: actions.remove_journal,
+    Action.LEAVE_TARGET: following.leave_target,
     Action.DROP_TARGET: actions.drop_target,
     Action.PURGE_SOURCE: actions.purge_source,
 }

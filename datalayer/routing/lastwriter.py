@@ -13,6 +13,7 @@ the one record cell win then, everywhere.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.control.base import AdmitState
@@ -41,9 +42,33 @@ if TYPE_CHECKING:
     from datalayer.domains.messages import MessageMutation
     from datalayer.domains.record import Key, Record
     from datalayer.domains.registry import Domain
+    from datalayer.routing.indexes import Indexes, Leaf
     from datalayer.stores.base import GuardState, Journal, Port, Token
 
 PROCESS_NUMBERS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Entering:
+    """How what is written to a place without triggers becomes known to the indexes that follow it: they are told first.
+
+    Told before the write, an index that looks at once finds the record not there yet, and looks again; told after it,
+    a writer that dies in between would leave a record that no index ever hears of.
+    """
+
+    indexes: Indexes
+    leaf: Leaf
+
+    async def write(self, store: Port, records: Sequence[Record]) -> None:
+        """Enter and apply, by what this process knows of the indexes."""
+        with self.indexes.writing() as known:
+            await self.indexes.enter(self.leaf, records, known)
+            await store.apply(records)
+
+    async def deliver(self, store: Port, records: Sequence[Record]) -> None:
+        """As ``write``, for writers that may have died: by the control store, which is asked after they were read there."""
+        await self.indexes.enter(self.leaf, records, await self.indexes.fresh())
+        await store.apply(records)
 
 
 class LastWriterAuthority:
@@ -58,6 +83,7 @@ class LastWriterAuthority:
         process_number: int,
         intents: IntentLog | None,
         check: Callable[[Record], str | None] | None,
+        entering: Entering | None = None,
     ) -> None:
         self._store = store
         self._domain = domain
@@ -65,6 +91,7 @@ class LastWriterAuthority:
         self._low_bits = (process_number % PROCESS_NUMBERS) << 1
         self._intents = intents
         self._check = check
+        self._entering = entering
         self.under_way: set[asyncio.Future[None]] = set()
         """Puts at rest that the store has not answered yet, also those whose callers have left."""
 
@@ -119,7 +146,8 @@ class LastWriterAuthority:
             raise Fenced("writes are held during a cut-over")
 
     async def _put(self, record: Record, deadline: Deadline) -> None:
-        call: Any = self._store.apply((record,))
+        entering = self._entering
+        call: Any = self._store.apply((record,)) if entering is None else entering.write(self._store, (record,))
         if self._intents is None:
             # A process may say that its writes of before a migration have ended only when the store has answered them.
             put = asyncio.ensure_future(call)
@@ -176,9 +204,10 @@ class LastWriterAuthority:
 class IntentGuard:
     """Journal and fence of a last-writer side: the intents in the control store, plus applies into the store."""
 
-    def __init__(self, store: Port, intents: IntentLog) -> None:
+    def __init__(self, store: Port, intents: IntentLog, entering: Entering | None = None) -> None:
         self._store = store
         self._intents = intents
+        self._entering = entering
         self.journal: Journal = intents.journal
 
     async def install(self, token: Token, *, sealed: bool) -> None:
@@ -187,6 +216,13 @@ class IntentGuard:
     async def apply(self, records: Sequence[Record]) -> None:
         # A late apply cannot resurrect anything here: tombstones stay in the data, above every edit in flight.
         await self._store.apply(records)
+
+    async def deliver(self, records: Sequence[Record]) -> None:
+        """Bring admitted writes to the store that they are the authority's own writes of."""
+        if self._entering is None:
+            await self._store.apply(records)
+        else:
+            await self._entering.deliver(self._store, records)
 
     async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
         await self._intents.fence(token, flip, lapse_s, lock_timeout_s)

@@ -11,7 +11,8 @@ from datalayer.domains.movement import Movement, movement_of
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
-from datalayer.routing.lastwriter import IntentGuard, LastWriterAuthority
+from datalayer.routing.indexes import Indexes, Leaf
+from datalayer.routing.lastwriter import Entering, IntentGuard, LastWriterAuthority
 from datalayer.routing.regional import RegionalUsers
 from datalayer.routing.route import SOURCE_RULES, Phase, Place
 from datalayer.routing.sharded import STORES, ShardedStore
@@ -80,6 +81,7 @@ class Places:
         self._routings: Mapping[str, Routing] = {}
         self._maps: dict[tuple[str, int], ShardMap] = {}
         self._stores: dict[tuple[str, Place], Any] = {}
+        self.indexes = Indexes(self)
         self._opened: set[str] = set()
         self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -90,6 +92,11 @@ class Places:
     def note(self, routing: Routing) -> None:
         """Take note of one routing that was published here."""
         self._routings = {**self._routings, routing.domain: routing}
+
+    @property
+    def routings(self) -> Mapping[str, Routing]:
+        """Every routing, as last learnt."""
+        return self._routings
 
     def routing_of(self, name: str) -> Routing:
         """The routing of a domain or slot group, as last learnt."""
@@ -174,7 +181,9 @@ class Places:
         if self.backend(place).authority_class == "transactional":
             guard: Guard = store.guard(attempt)
             return guard
-        return IntentGuard(store, self.control.intents(domain, attempt, side))
+        return IntentGuard(
+            store, self.control.intents(domain, attempt, side), Entering(self.indexes, Leaf(base_domain(domain), place))
+        )
 
     def sides(self, routing: Routing) -> tuple[Guard, Guard]:
         """(guard of the authority, guard of the mirror) while a migration lives."""
@@ -230,6 +239,7 @@ class Places:
             self.clock,
             process_number=self._process_number,
             intents=intents,
+            entering=Entering(self.indexes, Leaf(base_domain(routing.domain), routing.authority)),
             # On the way back only: what the source cannot take would make a rollback impossible. On the way over such a
             # record is quarantined and named, and the application goes on.
             check=None if mirror is None or routing.phase in SOURCE_RULES else mirror.check,

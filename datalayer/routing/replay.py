@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import QuarantineRow
 from datalayer.errors import MigrationError, Quarantine
+from datalayer.routing.lastwriter import IntentGuard
 
 if TYPE_CHECKING:
     from datalayer.clock import Clock
@@ -41,8 +42,7 @@ class Replayer:
         self._clock: Clock = places.clock
         self._journal = authority.journal
         self._mirror = mirror
-        backend = places.backend(routing.authority)
-        self._authority = authority if backend.authority_class == "last_writer" else None
+        self._authority = authority if isinstance(authority, IntentGuard) else None
         self._migration = migration_id
         self._part = part
         self._quarantined: dict[Key, int] = {}
@@ -60,7 +60,7 @@ class Replayer:
         if not records:
             return Replayed((), empty=not found)
         if self._authority is not None:
-            await self._authority.apply(records)
+            await self._authority.deliver(records)
         refused: dict[Key, str] = {}
         try:
             await self._mirror.apply(records)

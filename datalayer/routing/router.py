@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.errors import Closed, ConfigurationError, DeadlineExceeded, Fenced, Overloaded, StaleRoute, Unavailable
 from datalayer.ids import slot_of
-from datalayer.routing.route import Routing
+from datalayer.routing.route import Place, Routing
 from datalayer.routing.within import within
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class Router:
         self._unplaced = ""
         self.on_answer: Callable[[str], None] = _nobody
         """Told of each write that was answered or refused, with the domain's name."""
+        self.older_in_use: Callable[[], int | None] = _none
+        """The oldest epoch of this domain that somebody else still goes by, if any."""
+        self._unbuilt: Place | None = None
 
     @property
     def route(self) -> Route:
@@ -116,7 +119,13 @@ class Router:
         """
         unjournalled = (r for r in self._older if r.last_writer and r.routing.at_rest)
         self._older = [r for r in unjournalled if r.inflight or r.under_way]
-        return self._older[0].routing.epoch if self._older else self.routing.epoch
+        oldest = self.older_in_use()
+        epoch = self._older[0].routing.epoch if self._older else self.routing.epoch
+        return epoch if oldest is None else min(epoch, oldest)
+
+    def unbuilt(self, place: Place) -> None:
+        """Answer no read from this place (ConfigurationError): the index there does not hold what was before it."""
+        self._unbuilt = place
 
     async def read(
         self, routings: Sequence[bytes] | None, call: Callable[[Any, Deadline], Awaitable[R]], deadline: Deadline
@@ -127,6 +136,11 @@ class Router:
         """
         while True:
             route = self.route
+            if self._unbuilt is not None and route.routing.authority == self._unbuilt:
+                raise ConfigurationError(
+                    f"{self.domain} on {self._unbuilt.backend!r} does not hold yet what was written before it was placed",
+                    hint="datalayer search rebuild",
+                )
             if not route.journal_first:
                 try:
                     if route.replicas is not None:
@@ -207,6 +221,10 @@ class Router:
                 raise cause from None
             return
         await asyncio.sleep(self._jitter() * RELEASE_JITTER_S)
+
+
+def _none() -> None:
+    """No other user of a routing is known."""
 
 
 def _nobody(domain: str) -> None:

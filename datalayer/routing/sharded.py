@@ -33,7 +33,7 @@ from datalayer.errors import (
 from datalayer.ids import slot_of
 from datalayer.routing.claims import ClaimingWriter
 from datalayer.routing.route import Place
-from datalayer.routing.shardguard import ShardedGuard, ShardedOutbox
+from datalayer.routing.shardguard import ShardedGuard
 from datalayer.routing.shards import ShardMap, cut
 from datalayer.routing.together import each
 from datalayer.routing.within import within
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from datalayer.routing.places import Places
     from datalayer.routing.router import Router
     from datalayer.routing.shards import Group
-    from datalayer.stores.base import Guard, Outbox
+    from datalayer.stores.base import Guard
     from datalayer.stores.sharded import ShardedBackend
     from datalayer.types import Conversation, Listed, Member, Message, User
 
@@ -218,18 +218,6 @@ class ShardedStore:
         if attempt not in self._guards:
             self._guards[attempt] = ShardedGuard(self, attempt)
         return self._guards[attempt]
-
-    def outbox(self, index: int) -> Outbox:
-        """What an index has not taken in yet of the groups' tables."""
-        return ShardedOutbox(self, index)
-
-    async def outboxes(self) -> list[int]:
-        """The indexes that have an outbox at any group's tables."""
-
-        async def look(group: Group) -> list[int]:
-            return list(await (await self.store(group)).outboxes())
-
-        return sorted({index for found in await each(self.map.groups, look) for index in found})
 
     # --- for the application ----------------------------------------------------------------------------------------
 

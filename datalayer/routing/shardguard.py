@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from datalayer.domains.record import Key, Record
     from datalayer.routing.sharded import ShardedStore
-    from datalayer.stores.base import Entry, Guard, Journal, Outbox, Token
+    from datalayer.stores.base import Guard, Journal, Token
 
 T = TypeVar("T")
 
@@ -162,47 +162,3 @@ class ShardedJournal:
     async def foreign_writers(self) -> list[str]:
         found = await self._each(self._guard.groups(), lambda _, journal: journal.foreign_writers())
         return sorted({name for names in found for name in names})
-
-
-class ShardedOutbox:
-    """The outboxes of the groups' tables, where they are now, as one."""
-
-    def __init__(self, store: ShardedStore, index: int) -> None:
-        self._store = store
-        self._index = index
-
-    async def of(self, group: Group) -> Outbox:
-        """The outbox of one group's tables."""
-        outbox: Outbox = (await self._store.store(group)).outbox(self._index)
-        return outbox
-
-    async def _each(self, groups: Iterable[Group], act: Callable[[Group, Outbox], Any]) -> list[Any]:
-        async def one(group: Group) -> Any:
-            return await act(group, await self.of(group))
-
-        return await each(groups, one)
-
-    async def install(self) -> None:
-        await self._each(self._store.map.groups, lambda _, outbox: outbox.install())
-
-    async def remove(self) -> None:
-        await self._each(self._store.map.groups, lambda _, outbox: outbox.remove())
-
-    async def installed(self) -> bool:
-        return all(await self._each(self._store.map.groups, lambda _, outbox: outbox.installed()))
-
-    async def enter(self, entries: Sequence[Entry]) -> None:
-        parts = self._store.by_groups(entries, lambda entry: entry.key)
-        await self._each(parts, lambda group, outbox: outbox.enter(parts[group]))
-
-    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Entry]:
-        pages = await self._each(self._store.map.groups, lambda _, outbox: outbox.pending(limit, part=part))
-        return in_turn(pages, limit)
-
-    async def settle(self, entries: Sequence[Entry]) -> None:
-        parts = self._store.by_groups(entries, lambda entry: entry.key)
-        await self._each(parts, lambda group, outbox: outbox.settle(parts[group]))
-
-    async def lag(self, limit: int) -> tuple[int, int | None]:
-        found = await self._each(self._store.map.groups, lambda _, outbox: outbox.lag(limit))
-        return min(limit, sum(number for number, _ in found)), min((s for _, s in found if s is not None), default=None)

@@ -257,6 +257,10 @@ class Outbox(Protocol):
         """The index holds these versions: clear each of these keys whose entry is at that version or below it."""
         ...
 
+    async def holds(self, keys: Sequence[Key]) -> bool:
+        """Whether there is an entry of any of these keys."""
+        ...
+
     async def lag(self, limit: int) -> tuple[int, int | None]:
         """(how many entries there are, counted to ``limit``; since when the oldest waits, in microseconds, or None)."""
         ...

@@ -25,7 +25,6 @@ from datalayer.testing.contract import (
     PortSuite,
     StoreFixture,
     UserExecuteSuite,
-    WrittenOutboxSuite,
 )
 from tests.conftest import TIER
 from tests.contract.plain_sql import Statement, deletion, upsert
@@ -250,19 +249,3 @@ class TestSqliteMessageGuard(_LongSqlite, ShardedMessageGuardSuite):
 
 class TestSqliteUserGuard(_LongSqlite, ShardedUserGuardSuite):
     pass
-
-
-class TestMemoryMessagesOutbox(_Memory, WrittenOutboxSuite):
-    pass
-
-
-class TestMemoryUsersOutbox(_Memory, WrittenOutboxSuite):
-    domain = "users"
-
-
-class TestSqliteMessagesOutbox(_LongSqlite, WrittenOutboxSuite):
-    pass
-
-
-class TestSqliteUsersOutbox(_LongSqlite, WrittenOutboxSuite):
-    domain = "users"

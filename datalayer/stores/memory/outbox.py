@@ -96,6 +96,9 @@ class MemoryOutbox:
 
         await self._call("settle", effect)
 
+    async def holds(self, keys: Sequence[Key]) -> bool:
+        return await self._call("holds", lambda: any(key in self._held().entries for key in keys), write=False)
+
     async def lag(self, limit: int) -> tuple[int, int | None]:
         def effect() -> tuple[int, int | None]:
             since = self._held().since

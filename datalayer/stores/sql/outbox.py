@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from datalayer.domains.movement import INDEXED
 from datalayer.schemas.metadata import outbox_tables
 from datalayer.stores.base import Entry
-from datalayer.stores.sql.journal import UNSYNCED
-from datalayer.stores.sql.statement import insert, last_byte, limited, statement
+from datalayer.stores.sql.journal import UNSYNCED, KeyLookUp
+from datalayer.stores.sql.statement import first, insert, last_byte, limited, statement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from datalayer.domains.record import Key
     from datalayer.stores.sql.database import Dialect
     from datalayer.stores.sql.store import SqlStore
 
@@ -30,7 +32,7 @@ class SqlOutbox:
         self._db = store.db
         self._clock = store.product.clock
         self._tables = outbox_tables(store.domain, store.attempt, index)
-        self._sql = OutboxStatements(store.product.dialect, self._tables.outbox)
+        self._sql = OutboxStatements(store.product.dialect, self._tables.outbox, INDEXED[store.domain])
 
     async def enter(self, entries: Sequence[Entry]) -> None:
         if entries:
@@ -51,6 +53,12 @@ class SqlOutbox:
             async with self._db.transaction() as tx:
                 await tx.run_many(self._sql.settle, values)
 
+    async def holds(self, keys: Sequence[Key]) -> bool:
+        for sql, params in self._sql.holds.calls(keys):
+            if await self._db.fetch(sql, params):
+                return True
+        return False
+
     async def lag(self, limit: int) -> tuple[int, int | None]:
         rows = await self._db.fetch(self._sql.lag, [limit])
         return int(rows[0][0]), rows[0][1]
@@ -59,7 +67,7 @@ class SqlOutbox:
 class OutboxStatements:
     """The texts of one outbox."""
 
-    def __init__(self, dialect: Dialect, outbox: sa.Table) -> None:
+    def __init__(self, dialect: Dialect, outbox: sa.Table, kinds: Sequence[str]) -> None:
         columns = ("kind", "key", "version", "gone", "since")
         core = insert(dialect, outbox).values({name: sa.bindparam(name) for name in columns})
         later = core.on_conflict_do_update(
@@ -81,5 +89,7 @@ class OutboxStatements:
             rows = rows.where(last_byte(outbox.c.key) % parts == number) if parted else rows
             names = ["parts", "number"] if parted else []
             self.pending[parted] = statement(dialect, limited(dialect, rows), *names, "limit").sql
+        one = first(dialect, sa.select(sa.literal_column("1")).select_from(outbox))
+        self.holds = KeyLookUp(dialect, one, outbox, kinds)
         some = limited(dialect, sa.select(outbox.c.since).order_by(outbox.c.since)).subquery()
         self.lag = statement(dialect, sa.select(sa.func.count(), sa.func.min(some.c.since)), "limit").sql
