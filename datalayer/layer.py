@@ -25,6 +25,8 @@ from datalayer.repositories.messages import Messages
 from datalayer.repositories.search import Search
 from datalayer.repositories.users import Users
 from datalayer.routing import consistency
+from datalayer.routing.indexer import Indexer
+from datalayer.routing.indexes import SEARCH
 from datalayer.routing.lease import Lease
 from datalayer.routing.places import Places
 from datalayer.routing.projector import Projector, Sources
@@ -39,17 +41,21 @@ from datalayer.stores.replicated import Positioned, Replicated
 from datalayer.stores.sharded import ShardedBackend, member_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
     from os import PathLike
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control
+    from datalayer.routing.indexer import IndexLag
+    from datalayer.routing.projector import Lag
     from datalayer.routing.route import Routing
     from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
 MOVABLE: Final = ("users", "messages", "conversations", "listings", "search")
 """The domains that an open DataLayer serves."""
+FIRST_INDEX: Final = "first"
+"""The document that says whether the first index held everything when it was placed."""
 _ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
 
@@ -63,7 +69,7 @@ class LayerOptions:
     assist: bool = True
     """Finish what a dead coordinator left, and replay while none is at work."""
     project: bool = True
-    """Keep users' lists of conversations in step with conversations and messages."""
+    """Keep users' lists of conversations in step with conversations and messages, and search with messages and users."""
 
 
 class DataLayer:
@@ -123,6 +129,8 @@ class DataLayer:
         self.search = Search((routers["search"], routers["messages"], routers["users"]), clock, limits)
         sources = Sources(routers["conversations"], routers["messages"], routers["listings"])
         self.projector = Projector(sources, control, clock, self.process.id, jitter.random)
+        routers["search"].older_in_use = self.places.indexes.oldest
+        self.indexer = Indexer(self.places, self.process.id, jitter.random)
         pair = (sources.conversations, sources.listings)
         if options.project:
             self.messages = Messages(sources.messages, ids, clock, limits, appended=self.projector.appended)
@@ -176,16 +184,21 @@ class DataLayer:
         """Enter the fleet and serve."""
         for domain, reason in (await claim_first_places(self.settings, self.places)).items():
             self._routers[domain].unplaced(reason)
+        unbuilt = await unbuilt_index(self.control)
+        if unbuilt is not None:
+            self._routers[SEARCH].unbuilt(unbuilt)
         for watch in self._watches.values():
             watch.start()
         await self._watchdog.start()
         if self.options.project:
             self.projector.start()
+            self.indexer.start()
         _close_after_fork(self)
 
     async def close(self) -> None:
         """Leave the fleet and give every connection back. Idempotent."""
         await self.projector.stop()
+        await self.indexer.stop()
         await self._watchdog.stop()
         for watch in self._watches.values():
             await watch.stop()
@@ -245,7 +258,8 @@ class DataLayer:
 
     async def health(self) -> dict[str, Any]:
         """For readiness probes: {"ready": bool, "domains": {...}, "backends": {name: "ok" | reason}, "replicas":
-        {backend: [...]}, "projections": {"listings": {"behind": members whose lists are behind, "oldest_s": since when}}}. A replica that is down leaves a process ready: the primary answers in its place; one shard
+        {backend: [...]}, "projections": {"listings": {"behind": members whose lists are behind, "oldest_s": since when},
+        "search": likewise of keys, where there is an index}}. A replica that is down leaves a process ready: the primary answers in its place; one shard
         that is down does, too: the others' users are served.
         """
         deadline = Deadline(self.clock, 2.0)
@@ -266,16 +280,15 @@ class DataLayer:
             "domains": domains,
             "backends": backends,
             "replicas": self.replicas(),
-            "projections": {"listings": await self._listings_lag()},
+            "projections": await self._projections(),
         }
 
-    async def _listings_lag(self) -> dict[str, Any]:
-        """How far users' lists are behind; the reason where that is not known."""
-        try:
-            lag = await self.projector.lag()
-        except DatalayerError as error:
-            return {"behind": None, "oldest_s": None, "reason": error.message}
-        return {"behind": lag.behind, "oldest_s": round(lag.oldest_s, 3)}
+    async def _projections(self) -> dict[str, Any]:
+        """How far each is behind; the reason where that is not known."""
+        found = {"listings": await _told(self.projector.lag())}
+        if self._routers[SEARCH].serves:
+            found[SEARCH] = await _told(self.indexer.lag())
+        return found
 
     def replicas(self) -> dict[str, list[dict[str, Any]]]:
         """What is known of read replicas, by backend: of each its name, ok, lag_s (at most), lag_bytes, in_use, reads,
@@ -306,6 +319,19 @@ class DataLayer:
         """In a forked child: nothing of the parent's connections may be used."""
         for router in (*self._routers.values(), *self.places.group_routers.values()):
             router.disown()
+
+
+async def _told(lag: Awaitable[Lag | IndexLag | None]) -> dict[str, Any]:
+    """A lag as plain values."""
+    try:
+        found = await lag
+    except DatalayerError as error:
+        return {"behind": None, "oldest_s": None, "reason": error.message}
+    return (
+        {"behind": 0, "oldest_s": 0.0}
+        if found is None
+        else {"behind": found.behind, "oldest_s": round(found.oldest_s, 3)}
+    )
 
 
 def process_info(process_id: str, name: str) -> ProcessInfo:
@@ -406,8 +432,32 @@ async def claim_first_places(settings: Settings, places: Places) -> dict[str, st
     deployment = await places.control.deployment()
     for domain, place in first.items():
         await _claim(places, domain, place, deployment)
+    index = first.pop(SEARCH, None)
     await places.control.ensure_routes(first)
+    if index is not None:
+        await _first_index(places, index)
+        await places.control.ensure_routes({SEARCH: index})
     return unplaced
+
+
+async def _first_index(places: Places, index: Place) -> None:
+    """An index that follows from now on. Where nothing was written yet it is complete; else it is to be built first.
+
+    Emptiness is looked at when every later write is entered, and noted before anybody is let write by this route.
+    """
+    await places.indexes.fresh()
+    await places.store(SEARCH, index).create()
+    leaves = places.indexes.leaves()
+    await places.indexes.follow(leaves, [index])
+    empty = all([await places.store(*leaf).empty() for leaf in leaves])
+    if await places.control.document(SEARCH, FIRST_INDEX) is None:
+        await places.control.put_document(SEARCH, FIRST_INDEX, {"backend": index.backend, "built": empty})
+
+
+async def unbuilt_index(control: Control) -> Place | None:
+    """The first index, where it was placed when there was something to search already."""
+    document = await control.document(SEARCH, FIRST_INDEX)
+    return None if document is None or document["built"] else Place(document["backend"])
 
 
 def _first_place(settings: Settings, places: Places, domain: str) -> tuple[Place | None, str]:
