@@ -42,6 +42,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "shards": Entry("datalayer.cli.shards:shards", "See what lies on which shard, and move slots between them."),
         "users": Entry("datalayer.cli.users:users", "Move users between regions, and check where they lie."),
         "messages": Entry("datalayer.cli.messages:messages", "Look at the partitions of messages, or detach old ones."),
+        "search": Entry("datalayer.cli.search:search", "Build the search index anew."),
         "routes": Entry("datalayer.cli.routes:routes", "Show which backend serves each domain."),
         "schema": Entry("datalayer.cli.schema:schema", "Look at schemas, or bring them up to date."),
         "doctor": Entry("datalayer.cli.doctor:doctor", "Check packages, control store, backends and routes."),

@@ -88,7 +88,7 @@ def migrate(console: Console, /, domain: str, target: str | None, *, dry_run: bo
         _dry_run(console, request)
     else:
         with moving_bulk():
-            _migrate(console, request)
+            carry_out(console, request)
 
 
 def _options(
@@ -124,8 +124,8 @@ def _given() -> frozenset[str]:
     return frozenset(_LASTING[option] for option in named)
 
 
-def _migrate(console: Console, request: Request) -> None:
-    """In two runs where the cut-over must be confirmed: nothing is leased while the operator thinks."""
+def carry_out(console: Console, request: Request) -> None:
+    """Migrate. In two runs where the cut-over must be confirmed: nothing is leased while the operator thinks."""
     console.way_on = [request.command]
     asks = not request.options.yes and _ORDER.index(request.options.until) > _ORDER.index(Until.VERIFIED)
     first = replace(request.options, until=Until.VERIFIED) if asks else request.options

@@ -12,7 +12,8 @@ from datalayer.clock import Deadline
 from datalayer.control.connect import open_control
 from datalayer.errors import DatalayerError, SchemaBehind
 from datalayer.layer import MOVABLE, close_stores, make_backends
-from datalayer.routing.places import SELF_CREATING
+from datalayer.routing.indexer import IndexWriter
+from datalayer.routing.places import SELF_CREATING, Places
 from datalayer.routing.projector import LAG_MAX, lag_of
 from datalayer.routing.replicas import Standings
 from datalayer.routing.shards import base_domain, parse_group
@@ -71,6 +72,7 @@ async def diagnose(settings: Settings, clock: Clock) -> list[Finding]:
             findings += await _routes(settings, backends, routings)
             findings += await _meta(control, backends, routings)
             findings += await _listings(backends, routings, clock)
+            findings += await _search(Places(backends, control, clock), routings)
     finally:
         await close_stores(control, backends)
     return findings
@@ -285,3 +287,26 @@ async def _listings(backends: Mapping[str, Backend], routings: Mapping[str, Rout
     return [
         Finding("listings", not late, detail, "open a DataLayer, or look why it cannot write listings" if late else "")
     ]
+
+
+async def _search(places: Places, routings: Mapping[str, Routing]) -> list[Finding]:
+    """Whether every index follows every place of messages and users, and how far it is behind."""
+    places.learn(routings)
+    findings = []
+    for index in places.indexes.known():
+        what = f"search index of attempt {index.attempt} on {index.backend}"
+        writer = IndexWriter(places, index)
+        try:
+            off = [leaf for leaf, outbox in await writer.outboxes() if not await outbox.installed()]
+            lag = await writer.lag() if not off else None
+        except DatalayerError:
+            continue  # told of that backend already
+        if lag is None:
+            detail = f"it does not follow {off[0].domain} on {off[0].place.backend}: its outbox is off"
+            findings.append(Finding(what, False, detail, "datalayer search rebuild"))
+        else:
+            late = lag.oldest_s > LISTS_LATE_S
+            detail = f"{lag.behind} keys behind, the oldest for {lag.oldest_s:.0f} s" if lag.behind else "in step"
+            way_out = "open a DataLayer, or look why it cannot write the index" if late else ""
+            findings.append(Finding(what, not late, detail, way_out))
+    return findings
