@@ -9,7 +9,6 @@ from datalayer.cli.console import Console
 from datalayer.cli.progress import ProgressBar, Watcher, duration, line
 from datalayer.control.base import ProcessInfo
 from datalayer.control.memory_server import SERVERS as CONTROL_SERVERS
-from datalayer.domains.movement import OPTIONAL
 from datalayer.layer import MOVABLE
 from datalayer.migrators import doctor
 from datalayer.migrators.plan import IN_HOLD, Action
@@ -53,7 +52,7 @@ def test_a_control_store_that_was_lost_is_not_taken_for_a_new_deployment(world: 
     for file in (world.folder / "data").glob("control.sqlite*"):
         file.unlink()
     told = wrong(world)
-    assert set(told) == {f"route {domain}" for domain in MOVABLE if domain not in OPTIONAL}
+    assert set(told) == {f"route {domain}" for domain in MOVABLE}
     assert "main says authority for deployment" in told["route users"]
 
 
