@@ -10,7 +10,7 @@ from datalayer.clock import SystemClock
 from datalayer.settings import BackendUrl
 from datalayer.stores.base import Backend
 from datalayer.stores.cassandra.backend import create_backend
-from datalayer.testing.contract import MessageReadsSuite, PortSuite, StoreFixture
+from datalayer.testing.contract import MessageReadsSuite, OutboxSuite, PortSuite, StoreFixture
 from tests.servers import Servers
 
 pytestmark = pytest.mark.servers
@@ -43,4 +43,8 @@ class TestMessagesPort(_Cassandra, PortSuite):
 
 
 class TestMessageReads(_Cassandra, MessageReadsSuite):
+    pass
+
+
+class TestMessagesOutbox(_Cassandra, OutboxSuite):
     pass

@@ -18,8 +18,8 @@ from datalayer.domains.record import Record
 from datalayer.errors import Quarantine, Unavailable
 from datalayer.stores.cassandra import bulk, cells, history, scan
 from datalayer.stores.cassandra.backend import CassandraBackend
+from datalayer.stores.cassandra.binding import bound
 from datalayer.stores.cassandra.messages import CassandraMessages
-from datalayer.stores.cassandra.place import bound
 from datalayer.types import Message
 from tests.integration.cassandra_backends import (
     START_US,

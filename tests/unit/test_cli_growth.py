@@ -183,7 +183,7 @@ def test_a_growth_that_died_anywhere_goes_on(
 def test_back_to_where_a_domain_came_from_is_a_rollback_that_copies_nothing(world: World) -> None:
     world.fill(7)
     world.run("migrate", "messages", "--to", "other", "--yes")
-    back = ("--size", "mvp", *(word for domain in CORE for word in ("--use", f"{domain}=main")))
+    back = ("--size", "mvp", *(word for domain in (*CORE, "search") for word in ("--use", f"{domain}=main")))
     assert commands(world.json("plan", *back)) == ["datalayer migrations rollback messages-1 --yes"]
     world.json("grow", *back, exit_code=5)
     assert placed(world)["messages"] == "other"
@@ -199,7 +199,7 @@ def test_an_unfinished_migration_elsewhere_is_in_the_way_until_it_may_be_complet
     world.config.write_text(CONFIG + '[backends.third]\nurl = "memory://"\n')
     world.fill(7)
     world.run("migrate", "messages", "--to", "other", "--yes")
-    rest = (word for domain in CORE[:3] for word in ("--use", f"{domain}=main"))
+    rest = (word for domain in (*CORE[:3], "search") for word in ("--use", f"{domain}=main"))
     onwards = ("--size", "mvp", "--use", "messages=third", *rest)
     told = world.json("plan", *onwards, exit_code=3)
     blocked = next(one for one in told["domains"] if one["domain"] == "messages")

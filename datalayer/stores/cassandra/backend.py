@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.errors import ConfigurationError, LostLease
 from datalayer.stores.base import MetaRow
+from datalayer.stores.cassandra.binding import bound
 from datalayer.stores.cassandra.cluster import Target
 from datalayer.stores.cassandra.messages import CassandraMessages
-from datalayer.stores.cassandra.place import MessagesPlace, bound
+from datalayer.stores.cassandra.place import MessagesPlace
 from datalayer.stores.cassandra.schema import CassandraSchema
 from datalayer.stores.cassandra.session import CassandraSession
 
@@ -39,6 +40,7 @@ class CassandraBackend:
         if not _KEYSPACE.fullmatch(keyspace):
             raise ConfigurationError(f"backend {name}: a keyspace is named by a-z, 0-9 and _, at most 48 of them")
         self._keyspace = keyspace
+        self._clock = clock
         self._session = CassandraSession(name, self._target, clock, in_flight_max=in_flight_max)
         self._session.on_down = self._node_lost
         self._stores: dict[int, CassandraMessages] = {}
@@ -65,7 +67,7 @@ class CassandraBackend:
             raise ConfigurationError(f"backend {self.name}: {self.refuses(domain)}")
         found = self._stores.get(attempt)
         if found is None:
-            found = CassandraMessages(MessagesPlace(self._session, self._keyspace, attempt))
+            found = CassandraMessages(MessagesPlace(self._session, self._keyspace, attempt, self._clock))
             self._stores[attempt] = found
         return found
 

@@ -22,9 +22,9 @@ from cassandra.query import BatchStatement, BatchType
 
 from datalayer.errors import DatalayerError, OutcomeUnknown, Quarantine, Unavailable
 from datalayer.stores.cassandra import cells
+from datalayer.stores.cassandra.binding import bound
 from datalayer.stores.cassandra.cells import Partition
 from datalayer.stores.cassandra.failures import Refused
-from datalayer.stores.cassandra.place import bound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.stores.cassandra import cells
+from datalayer.stores.cassandra.binding import bound
 from datalayer.stores.cassandra.cells import pack_int
-from datalayer.stores.cassandra.place import bound
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -9,10 +9,11 @@ from uuid import UUID
 from datalayer.domains.messages import KINDS
 from datalayer.errors import SchemaBehind, StaleRoute
 from datalayer.stores.cassandra import cells
+from datalayer.stores.cassandra.binding import bound, packed_list
 from datalayer.stores.cassandra.bulk import BulkWriter
 from datalayer.stores.cassandra.cells import pack_int
 from datalayer.stores.cassandra.history import HistoryQuery, HistoryReader
-from datalayer.stores.cassandra.place import MessagesPlace, bound, packed_list
+from datalayer.stores.cassandra.place import MessagesPlace
 from datalayer.stores.cassandra.scan import RingScan
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from datalayer.domains.record import Key, Kind, Record
     from datalayer.stores.base import ScanPage
     from datalayer.stores.cassandra.cells import Partition
+    from datalayer.stores.cassandra.outbox import CassandraOutbox
     from datalayer.stores.cassandra.place import Statements
     from datalayer.types import Message
 
@@ -79,6 +81,14 @@ class CassandraMessages:
             return cells.unstorable(record, len(cells.encode(record)))
         except UnicodeEncodeError as error:
             return f"the text holds a lone surrogate at position {error.start}"
+
+    def outbox(self, index: int) -> CassandraOutbox:
+        """What an index has not taken in yet of this place: whoever writes must tell it first."""
+        return self._place.outbox(index)
+
+    async def outboxes(self) -> list[int]:
+        """The indexes that have an outbox here."""
+        return await self._place.outboxes()
 
     # --- typed reads ---
 

@@ -10,15 +10,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from cassandra.query import BoundStatement
-
 from datalayer.errors import StaleRoute
 from datalayer.schemas.cassandra import place_statements
 from datalayer.stores.cassandra import cells
+from datalayer.stores.cassandra.outbox import CassandraOutbox, outboxes_at
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from datalayer.clock import Clock
     from datalayer.stores.cassandra.cells import Partition
     from datalayer.stores.cassandra.session import CassandraSession
 
@@ -71,8 +69,11 @@ class Statements:
 class MessagesPlace:
     """``messages<suffix>`` and ``message_buckets<suffix>`` of a keyspace."""
 
-    def __init__(self, session: CassandraSession, keyspace: str, attempt: int) -> None:
+    def __init__(self, session: CassandraSession, keyspace: str, attempt: int, clock: Clock) -> None:
         self.session: Final = session
+        self.attempt: Final = attempt
+        self._clock = clock
+        self._outboxes: dict[int, CassandraOutbox] = {}
         self._keyspace_name = keyspace
         self._keyspace = f'"{keyspace}"'
         self._suffix = f"_{attempt}" if attempt else ""
@@ -96,6 +97,16 @@ class MessagesPlace:
         """Equal for partitions that lie on the same nodes; None where the driver does not know."""
         return self.session.replicas(self._keyspace_name, cells.routing_key(partition))
 
+    def outbox(self, index: int) -> CassandraOutbox:
+        """What an index has not taken in yet of this place."""
+        if index not in self._outboxes:
+            self._outboxes[index] = CassandraOutbox(self.session, self._keyspace_name, self._clock, self.attempt, index)
+        return self._outboxes[index]
+
+    async def outboxes(self) -> list[int]:
+        """The indexes that have an outbox here."""
+        return await outboxes_at(self.session, self._keyspace_name, self.attempt)
+
     async def create(self) -> None:
         """Make the tables if absent."""
         for cql in place_statements():
@@ -104,6 +115,8 @@ class MessagesPlace:
     async def drop(self) -> None:
         """Drop the tables if present (a server with auto_snapshot keeps a snapshot)."""
         self.statements = None
+        for index in await self.outboxes():
+            await self.outbox(index).remove()
         for table in (self._messages, self._buckets):
             await self.session.change_schema(f"DROP TABLE IF EXISTS {table}")
         for name in _CQL:
@@ -111,18 +124,3 @@ class MessagesPlace:
 
     def _cql(self, name: str) -> str:
         return _CQL[name].format(messages=self._messages, buckets=self._buckets, **_FRAGMENTS)
-
-
-def bound(prepared: Any, values: Sequence[bytes], routing: bytes | None = None) -> Any:
-    """A statement with its values serialised already; ``routing`` is the serialised partition key."""
-    statement = BoundStatement(prepared, routing_key=routing)
-    statement.values = values
-    return statement
-
-
-def packed_list(items: Sequence[bytes]) -> bytes:
-    """The serialised form of a list, as ``IN ?`` takes it."""
-    parts = [len(items).to_bytes(4, "big")]
-    for item in items:
-        parts += (len(item).to_bytes(4, "big"), item)
-    return b"".join(parts)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from datalayer.errors import InvalidArgument
 from datalayer.stores.base import ScanPage
 from datalayer.stores.cassandra import cells
+from datalayer.stores.cassandra.binding import bound
 from datalayer.stores.cassandra.cells import Partition, pack_bigint, pack_int
-from datalayer.stores.cassandra.place import bound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

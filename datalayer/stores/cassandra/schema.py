@@ -18,7 +18,7 @@ from datalayer.schemas.cassandra import numbered_files
 from datalayer.schemas.history import HINT
 from datalayer.schemas.script import Busy
 from datalayer.schemas.shapes import Drift
-from datalayer.stores.cassandra.place import bound
+from datalayer.stores.cassandra.binding import bound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
