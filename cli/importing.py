@@ -1,10 +1,8 @@
-"""datalayer import: messages and users from files."""
+"""datalayer import: domains from files."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,7 +13,7 @@ from datalayer.cli.console import Console, command, group
 from datalayer.cli.exits import ExitCode
 from datalayer.cli.progress import ProgressBar
 from datalayer.cli.running import Stop, holder, moving_bulk, run
-from datalayer.importing import BadLine, BadLines, ImportReport, Progress, import_messages, import_users
+from datalayer.importing import BadLine, BadLines, ImportReport, Progress, import_domain
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.migrators.lease import held_lease
 
@@ -27,7 +25,6 @@ def import_() -> None:
     """Store records from a file."""
 
 
-Import = Callable[[DataLayer, Callable[[Progress], None]], Coroutine[Any, Any, ImportReport]]
 _file = click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path))
 _on_error = click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 
@@ -36,7 +33,7 @@ _on_error = click.option("--on-error", type=click.Choice(["stop", "skip"]), defa
 @_file
 @_on_error
 def messages(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) -> ExitCode | None:
-    """Store the messages of FILE: one JSON object a line, plain or gzipped.
+    """Store the messages of FILE: one JSON object a line, plain or gzipped, or a Parquet row. Or an export of them.
 
     \b
     {"conversation": any, "id": any, "sender": any, "sent_at": seconds or ISO time, "body": text}
@@ -44,18 +41,14 @@ def messages(console: Console, file: Path, *, on_error: Literal["stop", "skip"])
     Ids follow from the line, so a second import changes nothing. On a bad line `stop` imports nothing at all, `skip`
     leaves that line out; both name it.
     """  # noqa: D301 - click looks for the character itself
-
-    def work(layer: DataLayer, progress: Callable[[Progress], None]) -> Coroutine[Any, Any, ImportReport]:
-        return import_messages(layer, file, on_error=on_error, progress=progress)
-
-    return _import(console, "messages", file, on_error, work)
+    return _import(console, "messages", file, on_error)
 
 
 @command()
 @_file
 @_on_error
 def users(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) -> ExitCode | None:
-    """Store the users of FILE: one JSON object a line, plain or gzipped.
+    """Store the users of FILE: one JSON object a line, plain or gzipped, or a Parquet row. Or an export of them.
 
     \b
     {"username": text, "email": text, "display_name": text, "id": any, "created_at": seconds or ISO time,
@@ -65,18 +58,18 @@ def users(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) ->
     without case and Unicode form. When a line is bad, or its name is another user's, `stop` imports nothing at all,
     `skip` leaves that line out - the first line of the file that has a name keeps it; both name it.
     """  # noqa: D301 - click looks for the character itself
-
-    def work(layer: DataLayer, progress: Callable[[Progress], None]) -> Coroutine[Any, Any, ImportReport]:
-        def lease() -> AbstractAsyncContextManager[int]:
-            return held_lease(layer.places.control, layer.clock, "users", holder("import"), console.say)
-
-        return import_users(layer, file, on_error=on_error, progress=progress, lease=lease)
-
-    with moving_bulk():
-        return _import(console, "users", file, on_error, work)
+    return _import(console, "users", file, on_error)
 
 
-def _import(console: Console, what: str, file: Path, on_error: str, work: Import) -> ExitCode | None:
+@command()
+@_file
+@_on_error
+def conversations(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) -> ExitCode | None:
+    """Store the conversations and members of FILE, which `datalayer export conversations` has made."""
+    return _import(console, "conversations", file, on_error)
+
+
+def _import(console: Console, what: str, file: Path, on_error: Literal["stop", "skip"]) -> ExitCode | None:
     console.way_on = [
         f"datalayer import {what} {shlex.quote(str(file))}{' --on-error skip' if on_error == 'skip' else ''}"
     ]
@@ -85,18 +78,26 @@ def _import(console: Console, what: str, file: Path, on_error: str, work: Import
 
     async def opened(stop: Stop) -> ImportReport:
         async with DataLayer.open(settings, options=LayerOptions(name="import")) as layer:
-            return await work(layer, lambda p: _show(console, bar, stop, p))
+            return await import_domain(
+                layer,
+                what,
+                file,
+                lease=lambda: held_lease(layer.places.control, layer.clock, what, holder("import"), console.say),
+                on_error=on_error,
+                progress=lambda p: _show(console, bar, stop, p),
+            )
 
     try:
-        report = run(console, opened)
+        with moving_bulk():
+            report = run(console, opened)
     except BadLines as error:
         bar.clear()
         console.way_on = []
-        _name(console, error.bad, error.count)
+        _name(console, file, error.bad, error.count)
         raise
     finally:
         bar.clear()
-    _name(console, report.bad, report.bad_count)
+    _name(console, file, report.bad, report.bad_count)
     if report.differing_count:
         lines = ", ".join(str(number) for number in report.differing[:SHOWN_MAX])
         one = what.removesuffix("s")
@@ -119,9 +120,9 @@ def _show(console: Console, bar: ProgressBar, stop: Stop, progress: Progress) ->
     stop.check()
 
 
-def _name(console: Console, bad: tuple[BadLine, ...], count: int) -> None:
+def _name(console: Console, file: Path, bad: tuple[BadLine, ...], count: int) -> None:
     for line in bad[:SHOWN_MAX]:
-        console.error(str(line))
+        console.error(line.in_file(file))
     if count > SHOWN_MAX:
         console.error(f"and {count - SHOWN_MAX} more")
 
@@ -134,5 +135,5 @@ def _text(report: ImportReport, what: str) -> str:
     )
 
 
-for _one in (messages, users):
+for _one in (messages, users, conversations):
     import_.add_command(_one)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 from datalayer.control.base import QuarantineRow
 from datalayer.errors import Quarantine
 from datalayer.migrators.leased import CHUNK_TTL_S, work_through
+from datalayer.routing.pages import PAGE_ROWS_FIRST, next_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from datalayer.clock import Clock
     from datalayer.control.base import Chunk, Control
@@ -26,27 +27,8 @@ if TYPE_CHECKING:
     from datalayer.migrators.throttle import RateCap
     from datalayer.stores.base import Guard, Port, ScanPage
 
-PAGE_BYTES: Final = 2 << 20
-PAGE_ROWS_FIRST: Final = 100
-PAGE_ROWS_MAX: Final = 4000
-WEIGHED_ROWS: Final = 500
 CHECKPOINT_EVERY_S: Final = 0.5
 RANGES_PER_WORKER: Final = 8
-
-
-def row_bytes(records: Sequence[Record]) -> float:
-    """About how many bytes the fields of a record hold, by at most twice WEIGHED_ROWS records of a page."""
-    some = records[:: max(1, len(records) // WEIGHED_ROWS)]
-    held = sum(len(value) for record in some for value in record.fields if isinstance(value, (str, bytes)))
-    return held / len(some)
-
-
-def next_limit(limit: int, records: Sequence[Record]) -> int:
-    """The row limit of the next page: about PAGE_BYTES, at most doubled at a time."""
-    if not records:
-        return limit
-    fits = int(PAGE_BYTES / max(row_bytes(records), 64))
-    return max(1, min(limit * 2, fits, PAGE_ROWS_MAX))
 
 
 @dataclass(slots=True)

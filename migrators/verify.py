@@ -15,13 +15,14 @@ import asyncio
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains.record import digest
+from datalayer.domains.record import DIGEST_MODULUS, digest
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import stands_for_nothing
 from datalayer.ids import SLOTS, slot_of
-from datalayer.migrators.backfill import CHECKPOINT_EVERY_S, bins_of, next_limit, payload_of
+from datalayer.migrators.backfill import CHECKPOINT_EVERY_S, bins_of, payload_of
 from datalayer.migrators.leased import CHUNK_TTL_S, work_through
 from datalayer.migrators.together import together
+from datalayer.routing.pages import next_limit
 from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from datalayer.migrators.options import Failpoints
     from datalayer.stores.base import Journal, Port
 
-MODULUS: Final = 1 << 128
 WAITS_S: Final = (0.0, 0.05, 0.2, 1.0, 2.0, 4.0)
 DRILL_KEYS_MAX: Final = 100_000
 REPORT_MAX: Final = 1000
@@ -171,7 +171,7 @@ class Verifier:
             folded.max_version = max(folded.max_version, payload.pop(-1, (0, 0))[1])
             for number, (count, total) in payload.items():
                 have = folded.bins.get(number, (0, 0))
-                folded.bins[number] = (have[0] + count, (have[1] + total) % MODULUS)
+                folded.bins[number] = (have[0] + count, (have[1] + total) % DIGEST_MODULUS)
             folded.records += chunk.rows
         return folded
 
@@ -204,7 +204,7 @@ class Verifier:
             newest = max(newest, record.version)
             number = slot_of(record.key[:16])
             count, total = bins.get(number, (0, 0))
-            bins[number] = (count + 1, (total + digest(self._kinds[record.kind], record)) % MODULUS)
+            bins[number] = (count + 1, (total + digest(self._kinds[record.kind], record)) % DIGEST_MODULUS)
         bins[-1] = (0, newest)
         return live
 

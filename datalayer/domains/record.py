@@ -22,6 +22,8 @@ FINAL_LEAD: Final = 1 << 36
 """What a final delete adds to its version (19 h in microseconds), so that a tombstone beats any edit in flight."""
 
 ROUTING_BYTES: Final = 16
+DIGEST_MODULUS: Final = 1 << 128
+"""Digests of several records are summed modulo this: the sum does not depend on their order."""
 
 FieldType = Literal["uuid", "uuids", "text", "int", "json"]
 FieldValue = bytes | str | int | None

@@ -4,6 +4,7 @@ from datalayer.importing.files import BadLine
 from datalayer.importing.lines import conversation_id, message_of, sender_id
 from datalayer.importing.messages import import_messages
 from datalayer.importing.reading import BadLines, ImportReport, Progress
+from datalayer.importing.records import import_domain, import_records
 from datalayer.importing.users import import_users
 from datalayer.importing.users_lines import user_id, user_of
 
@@ -13,7 +14,9 @@ __all__ = [
     "ImportReport",
     "Progress",
     "conversation_id",
+    "import_domain",
     "import_messages",
+    "import_records",
     "import_users",
     "message_of",
     "sender_id",

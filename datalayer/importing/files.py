@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
+
+from datalayer.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from io import BufferedReader
     from pathlib import Path
     from types import TracebackType
 
+PARQUET_MAGIC: Final = b"PAR1"
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _SKIP_BYTES: Final = 1 << 20
 _BOM: Final = b"\xef\xbb\xbf"
@@ -30,9 +33,58 @@ class BadLine:
 
     number: int
     reason: str
+    unit: str = "line"
+    """What is numbered: lines, or the rows of a Parquet file."""
 
     def __str__(self) -> str:
-        return f"line {self.number}: {self.reason}"
+        return f"{self.unit} {self.number}: {self.reason}"
+
+    def in_file(self, path: Path) -> str:
+        """With its file, as editors and terminals take it."""
+        if self.unit == "line":
+            return f"{path}:{self.number}: {self.reason}"
+        return f"{path}: {self}"
+
+
+class Lines(Protocol):
+    """A file of records, read in batches. ``broken`` is set when it breaks off before its end."""
+
+    unit: str
+    """What is numbered: line or row."""
+    number: int
+    broken: str | None
+    size: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the file have been read, about."""
+        ...
+
+    def batch(self, lines_max: int, bytes_max: int) -> list[RawLine | BadLine]:
+        """The next lines that are not blank; an empty list at the end of the file."""
+        ...
+
+
+def open_lines(path: Path, line_max_bytes: int) -> Lines:
+    """A file of JSON lines, or of Parquet rows as JSON. InvalidArgument when it cannot be opened,
+    MissingDependencyError for Parquet without pyarrow.
+    """
+    try:
+        with path.open("rb") as file:
+            parquet = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
+        if not parquet:
+            return LineFile(path, line_max_bytes)
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from None
+    from datalayer.parquet.source import ParquetRows  # noqa: PLC0415 - pyarrow is an extra
+
+    return ParquetRows(path)
 
 
 class LineFile:
@@ -46,6 +98,7 @@ class LineFile:
         self._lines: gzip.GzipFile | BufferedReader = (
             gzip.GzipFile(fileobj=self._file) if magic == _GZIP_MAGIC else self._file
         )
+        self.unit = "line"
         self.number = 0
         self.broken: str | None = None
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from datalayer.errors import DatalayerError, InvalidArgument, NotFinished
-from datalayer.importing.files import BadLine, LineFile
+from datalayer.errors import DatalayerError, InvalidArgument
+from datalayer.importing.files import BadLine, Lines, open_lines
 from datalayer.importing.tally import Tally
+from datalayer.routing.patience import persist
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -33,7 +34,7 @@ class BadLines(DatalayerError):
 
     def __init__(self, bad: Sequence[BadLine], count: int) -> None:
         super().__init__(
-            f"{count} line(s) cannot be imported, first {bad[0]}; nothing was imported",
+            f"{count} {bad[0].unit}(s) cannot be imported, first {bad[0]}; nothing was imported",
             hint="mend the file, or leave such lines out with --on-error skip",
         )
         self.bad = tuple(bad)
@@ -139,6 +140,7 @@ class FileImporter(Generic[T]):
         self._line_max = line_max_bytes
         self._progress = progress
         self._began = clock.monotonic()
+        self._unit = "line"
 
     @abstractmethod
     def _parse_line(self, raw: bytes, now_us: int) -> tuple[T, frozenset[str]]:
@@ -154,14 +156,14 @@ class FileImporter(Generic[T]):
     async def check(self) -> None:
         """Read every line and store nothing; BadLines when one is bad."""
         found = Found()
-        with self._open() as file:
+        with self._opened() as file:
             while (batch := await self._next(file)) is not None:
                 found.note(batch)
                 await self._check_batch(batch.lines, found)
                 self._tell(file, found, checking=True)
         await self._check_end(found)
         if found.bad:
-            raise BadLines(sorted(found.bad, key=lambda bad: bad.number), found.bad_count)
+            raise BadLines(self._named(found), found.bad_count)
 
     async def _check_end(self, found: Found) -> None:
         """The same for what shows only when all lines have been read."""
@@ -169,7 +171,7 @@ class FileImporter(Generic[T]):
     async def store(self) -> ImportReport:
         """Read every line again and store what is not there."""
         found = Found()
-        with self._open() as file, Tally() as tally:
+        with self._opened() as file, Tally() as tally:
             coming = asyncio.create_task(self._next(file))
             try:
                 while (batch := await coming) is not None:
@@ -184,16 +186,22 @@ class FileImporter(Generic[T]):
             distinct, digest = await asyncio.to_thread(tally.total)
             return self._report(found, distinct, digest, complete=file.broken is None)
 
-    def _open(self) -> LineFile:
-        try:
-            return LineFile(self._path, self._line_max)
-        except OSError as error:
-            raise InvalidArgument(f"{self._path} cannot be read: {error.strerror}") from None
+    def _opened(self) -> Lines:
+        file = self._open()
+        self._unit = file.unit
+        return file
 
-    async def _next(self, file: LineFile) -> Batch[T] | None:
+    def _named(self, found: Found) -> tuple[BadLine, ...]:
+        """What was found bad, in the order of the file."""
+        return tuple(replace(bad, unit=self._unit) for bad in sorted(found.bad, key=lambda bad: bad.number))
+
+    def _open(self) -> Lines:
+        return open_lines(self._path, self._line_max)
+
+    async def _next(self, file: Lines) -> Batch[T] | None:
         return await asyncio.to_thread(self._parse, file)
 
-    def _parse(self, file: LineFile) -> Batch[T] | None:
+    def _parse(self, file: Lines) -> Batch[T] | None:
         """The next batch; None at the end of the file."""
         raw = file.batch(self.batch_lines, BATCH_BYTES)
         if not raw:
@@ -216,20 +224,9 @@ class FileImporter(Generic[T]):
 
     async def _persist(self, call: Callable[[], Awaitable[Any]], line: int) -> Any:
         """Repeat what fails retryably: the id makes a repeat the same write."""
-        until = self._clock.monotonic() + PATIENCE_S
-        pause_s = 0.05
-        while True:
-            try:
-                return await call()
-            except DatalayerError as error:
-                if not error.retryable:
-                    raise
-                if self._clock.monotonic() >= until:
-                    raise NotFinished(f"the import stopped near line {line}: {error.message}") from error
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 0.4)
+        return await persist(self._clock, call, f"the import stopped near line {line}", PATIENCE_S)
 
-    def _tell(self, file: LineFile, found: Found, *, checking: bool) -> None:
+    def _tell(self, file: Lines, found: Found, *, checking: bool) -> None:
         seconds = self._clock.monotonic() - self._began
         self._progress(Progress(checking, found.lines, found.new, file.position, file.size, seconds))
 
@@ -240,7 +237,7 @@ class FileImporter(Generic[T]):
             new=found.new,
             already=distinct - found.new,
             repeated=found.good - distinct,
-            bad=tuple(sorted(found.bad, key=lambda bad: bad.number)),
+            bad=self._named(found),
             bad_count=found.bad_count,
             differing=tuple(found.differing),
             differing_count=found.differing_count,

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Final, Self
 
 from datalayer.domains.messages import MESSAGE, to_record
-from datalayer.domains.record import digest
+from datalayer.domains.record import DIGEST_MODULUS, digest
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -19,7 +19,6 @@ _PARTS: Final = 64
 _IN_MEMORY_BYTES: Final = 1 << 18
 _KEY_BYTES: Final = 32
 _ENTRY_BYTES: Final = _KEY_BYTES + 16
-MODULUS: Final = 1 << 128
 
 
 class Tally:
@@ -60,4 +59,4 @@ class Tally:
                 latest[entry[:_KEY_BYTES]] = entry[_KEY_BYTES:]
             count += len(latest)
             total += sum(int.from_bytes(value, "big") for value in latest.values())
-        return count, format(total % MODULUS, "032x")
+        return count, format(total % DIGEST_MODULUS, "032x")

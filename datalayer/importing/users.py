@@ -59,7 +59,7 @@ _LINE_MAX: Final = 1 << 18
 _PARTS: Final = 64
 _IN_MEMORY_BYTES: Final = 1 << 18
 _ADOPT_S: Final = 10.0
-_ALIKE: Final = "compared without case and Unicode form"
+ALIKE: Final = "compared without case and Unicode form"
 
 
 async def import_users(
@@ -102,7 +102,7 @@ class _Importer(FileImporter[CreateUser]):
         self._router = layer.router("users")
         self._lease = lease
         self._bulk: Port | None = None
-        self._names: _NameList | None = None
+        self._names: NameList | None = None
         self._fresh = False
         """The store was empty when the check began: no name was taken."""
 
@@ -112,7 +112,7 @@ class _Importer(FileImporter[CreateUser]):
     # --- check ------------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        with _NameList() as self._names:
+        with NameList() as self._names:
             self._fresh = await self._persist(self._is_empty, 0)
             await super().check()
 
@@ -128,7 +128,7 @@ class _Importer(FileImporter[CreateUser]):
         stored = await self._persist(partial(self._fetch, ids), lines[0].number)
         for line, key in suspects:
             if ("user", line.item.id.bytes) not in stored:
-                found.note_bad(BadLine(line.number, f"{taken(key, line.item).message} ({_ALIKE})"))
+                found.note_bad(BadLine(line.number, f"{taken(key, line.item).message} ({ALIKE})"))
 
     async def _check_end(self, found: Found) -> None:
         assert self._names is not None, "a check keeps a list of names"
@@ -254,7 +254,7 @@ class _Importer(FileImporter[CreateUser]):
             try:
                 user = await self._persist(partial(self._create, line.item), line.number)
             except AlreadyExists as error:
-                refused[line.item.id.bytes] = f"{error.message} ({_ALIKE})"
+                refused[line.item.id.bytes] = f"{error.message} ({ALIKE})"
                 await self._give_back(line.item)
             else:
                 stored[line.item.id.bytes] = to_record(user)
@@ -363,7 +363,7 @@ def _apart(lines: Sequence[Line[CreateUser]]) -> Iterable[list[Line[CreateUser]]
         yield run
 
 
-class _NameList:
+class NameList:
     """Every name of a file with its user and line, in temporary files, so that memory stays bounded."""
 
     def __init__(self) -> None:
@@ -396,7 +396,7 @@ class _NameList:
                 other, line = first.setdefault(key, (id_, number))
                 if other != id_:
                     field = "username" if key[16:] == b"u" else "email"
-                    said = f"the {field} is that of line {int.from_bytes(line, 'big')}, too ({_ALIKE})"
+                    said = f"the {field} is that of line {int.from_bytes(line, 'big')}, too ({ALIKE})"
                     found.append(BadLine(int.from_bytes(number, "big"), said))
         return found
 

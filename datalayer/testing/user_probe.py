@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from datalayer.domains.record import digest
+from datalayer.domains.record import DIGEST_MODULUS, digest
 from datalayer.domains.users import USER, claim_keys, claim_of, to_user
 from datalayer.testing.ledger import Kind, Ledger, Op, read_ledgers
 from datalayer.testing.probe import FINAL, PAGES_MAX
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PAGE: Final = 500
 SCAN_PAGE: Final = 2000
 SHOWN_MAX: Final = 20
-MODULUS: Final = 1 << 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ async def hold(places: Places, known: Collection[bytes] = frozenset()) -> Holdin
 def _take_user(record: Record, found: Holdings, wanted: set[int], known: Collection[bytes]) -> None:
     if record.key not in known:
         found.others += 1
-        found.others_digest = (found.others_digest + digest(USER, record)) % MODULUS
+        found.others_digest = (found.others_digest + digest(USER, record)) % DIGEST_MODULUS
     if not record.deleted:
         found.users += 1
         user = to_user(record)

@@ -142,7 +142,7 @@ def test_stop_names_every_bad_line_and_stores_nothing(world: World) -> None:
     world.config.write_text(world.config.read_text() + "[limits]\nbody_max_bytes = 100\n")
     path = written(world, [*(line(n) for n in range(10, 600)), *BAD, line(9)])
     ended = world.run("import", "messages", path, exit_code=1)
-    assert [text.split(": ")[1] for text in ended.stderr.splitlines()[:4]] == [f"line {n}" for n in range(591, 595)]
+    assert [text.split(": ")[1] for text in ended.stderr.splitlines()[:4]] == [f"{path}:{n}" for n in range(591, 595)]
     assert "4 line(s) cannot be imported, first line 591" in ended.stderr
     assert "nothing was imported" in ended.stderr
     assert stored(world) == {}
@@ -171,7 +171,7 @@ def test_a_truncated_gzip_file_is_no_success_either_way(world: World) -> None:
     assert told["complete"] is False
     assert 0 < told["distinct"] < 2000
     assert told["bad"] == [
-        {"number": told["lines"] + 1, "reason": "the gzip file ends too early: what follows is missing"}
+        {"number": told["lines"] + 1, "reason": "the gzip file ends too early: what follows is missing", "unit": "line"}
     ]
 
 

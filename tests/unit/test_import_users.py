@@ -115,11 +115,12 @@ COLLIDING = [
 
 
 def test_stop_names_every_line_whose_name_is_anothers_before_anything_is_written(world: World) -> None:
-    ended = world.run("import", "users", written(world, COLLIDING), exit_code=1)
-    assert [text.removeprefix("datalayer: ") for text in ended.stderr.splitlines()[:3]] == [
-        "line 3: the username is that of line 1, too (compared without case and Unicode form)",
-        "line 4: the email is that of line 1, too (compared without case and Unicode form)",
-        "line 7: the username is that of line 2, too (compared without case and Unicode form)",
+    path = written(world, COLLIDING)
+    ended = world.run("import", "users", path, exit_code=1)
+    assert [text.removeprefix(f"datalayer: {path}:") for text in ended.stderr.splitlines()[:3]] == [
+        "3: the username is that of line 1, too (compared without case and Unicode form)",
+        "4: the email is that of line 1, too (compared without case and Unicode form)",
+        "7: the username is that of line 2, too (compared without case and Unicode form)",
     ]
     assert "3 line(s) cannot be imported" in ended.stderr
     assert stored(world) == {}

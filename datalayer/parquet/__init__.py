@@ -1,0 +1,1 @@
+"""Parquet files through pyarrow, the extra ``parquet``: the one package that imports it."""
