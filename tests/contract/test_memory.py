@@ -18,6 +18,7 @@ from datalayer.testing.contract import (
     MessageReadsSuite,
     OutboxSuite,
     PortSuite,
+    SearchReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -69,6 +70,10 @@ class TestListingsPort(_Memory, PortSuite):
 
 class TestSearchPort(_Memory, PortSuite):
     domain = "search"
+
+
+class TestSearchReads(_Memory, SearchReadsSuite):
+    pass
 
 
 class TestListingReads(_Memory, ListingReadsSuite):

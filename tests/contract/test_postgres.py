@@ -16,6 +16,7 @@ from datalayer.settings import BackendUrl
 from datalayer.stores.base import Backend
 from datalayer.stores.postgres.backend import create_backend
 from datalayer.stores.postgres.partitions import Unit
+from datalayer.stores.postgres.search import Method
 from datalayer.stores.postgres.stores import PostgresMessages
 from datalayer.testing.contract import (
     ControlFixture,
@@ -29,6 +30,7 @@ from datalayer.testing.contract import (
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
+    SearchReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -93,13 +95,19 @@ class _ToPartitions(_Program):
 
 class _Postgres:
     period: Unit | None = None
+    search: Method = "tsvector"
     program: type[_Program] = _Program
 
     @pytest.fixture
     async def fixture(self, seed: int, url: str, attempts: Iterator[int]) -> AsyncIterator[StoreFixture]:
         async def connect() -> Backend:
             backend = create_backend(
-                "main", BackendUrl.parse(url), pool_max=8, clock=SystemClock(), partition_messages=self.period
+                "main",
+                BackendUrl.parse(url),
+                pool_max=8,
+                clock=SystemClock(),
+                partition_messages=self.period,
+                search=self.search,
             )
             await backend.open()
             await backend.ensure_schema(create=True)
@@ -140,6 +148,19 @@ class TestListingsPort(_Postgres, PortSuite):
 
 class TestSearchPort(_Postgres, PortSuite):
     domain = "search"
+
+
+class TestSearchReads(_Postgres, SearchReadsSuite):
+    pass
+
+
+class TestSearchByLike(_Postgres, SearchReadsSuite):
+    search = "like"
+
+
+class TestSearchByLikePort(_Postgres, PortSuite):
+    domain = "search"
+    search = "like"
 
 
 class TestListingReads(_Postgres, ListingReadsSuite):

@@ -22,6 +22,7 @@ from datalayer.testing.contract import (
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
+    SearchReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -95,6 +96,10 @@ class TestListingsPort(_LongSqlite, PortSuite):
 
 class TestSearchPort(_Sqlite, PortSuite):
     domain = "search"
+
+
+class TestSearchReads(_Sqlite, SearchReadsSuite):
+    pass
 
 
 class TestListingReads(_Sqlite, ListingReadsSuite):

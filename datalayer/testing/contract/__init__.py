@@ -27,6 +27,7 @@ from datalayer.testing.contract.listings import ListingExecuteSuite, ListingRead
 from datalayer.testing.contract.outbox import OutboxSuite, WrittenOutboxSuite
 from datalayer.testing.contract.port import PortSuite
 from datalayer.testing.contract.reads import MessageReadsSuite, UserReadsSuite
+from datalayer.testing.contract.search import SearchReadsSuite
 from datalayer.testing.contract.values import Maker
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "MessageReadsSuite",
     "OutboxSuite",
     "PortSuite",
+    "SearchReadsSuite",
     "StoreFixture",
     "UserExecuteSuite",
     "UserReadsSuite",
