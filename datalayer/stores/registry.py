@@ -20,6 +20,8 @@ _BUILT_IN: Final = {
     "postgresql": ("datalayer.stores.postgres.backend", "postgres"),
     "cassandra": ("datalayer.stores.cassandra.backend", "cassandra"),
     "redis": ("datalayer.stores.redis.backend", "redis"),
+    "opensearch+https": ("datalayer.stores.opensearch.backend", "opensearch"),
+    "opensearch+http": ("datalayer.stores.opensearch.backend", "opensearch"),
     "redis+cluster": ("datalayer.stores.redis.backend", "redis"),
 }
 
