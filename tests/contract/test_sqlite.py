@@ -94,7 +94,7 @@ class TestListingsPort(_LongSqlite, PortSuite):
     domain = "listings"
 
 
-class TestSearchPort(_Sqlite, PortSuite):
+class TestSearchPort(_LongSqlite, PortSuite):
     domain = "search"
 
 

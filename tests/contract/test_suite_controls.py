@@ -25,6 +25,7 @@ from datalayer.testing.contract import (
     MessageReadsSuite,
     OutboxSuite,
     PortSuite,
+    SearchReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -41,6 +42,7 @@ from tests.contract.broken.listings import LISTINGS
 from tests.contract.broken.outbox import OUTBOXES
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
+from tests.contract.broken.search import SEARCH
 from tests.contract.memory_program import Program
 
 STORES = [
@@ -52,6 +54,7 @@ STORES = [
     *CONVERSATIONS.all,
     *LISTINGS.all,
     *OUTBOXES.all,
+    *SEARCH.all,
 ]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
@@ -130,6 +133,7 @@ SUITES = [
     MessageReadsSuite,
     OutboxSuite,
     PortSuite,
+    SearchReadsSuite,
     UserExecuteSuite,
     UserReadsSuite,
     WrittenOutboxSuite,
