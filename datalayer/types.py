@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from uuid import UUID
 
 from datalayer.ids import id_time_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from uuid import UUID
 
 T = TypeVar("T")
 REGION_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -150,6 +150,69 @@ class Listed:
     def unread(self) -> bool:
         """Whether the newest known message was not marked as read."""
         return self.newest is not None and (self.read_up_to is None or self.read_up_to.bytes < self.newest.bytes)
+
+
+class MediaId(UUID):
+    """The id of an item of media: a UUID that knows its owner, because items are stored and found by owner.
+
+    Equal to the plain UUID of the same number, as which it may be kept (a message's attachments): then ``owner_id`` is
+    passed beside it.
+    """
+
+    __slots__ = ("owner_id",)
+    owner_id: UUID
+
+    def __init__(self, owner_id: UUID, id: UUID) -> None:
+        super().__init__(int=id.int)
+        object.__setattr__(self, "owner_id", owner_id)
+
+    def __reduce__(self) -> tuple[type[MediaId], tuple[UUID, UUID]]:
+        return (MediaId, (self.owner_id, UUID(int=self.int)))
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One item of media: what it is and whose. Its bytes are read by ``media.open``.
+
+    ``size`` in bytes, ``sha256`` of the bytes in hex. ``ready``: the bytes are here; an item whose client is still to
+    upload them has ``upload``, their name, instead.
+    """
+
+    id: MediaId
+    content_type: str
+    size: int
+    sha256: str = ""
+    filename: str | None = None
+    ready: bool = True
+    upload: UUID | None = None
+    deleted: bool = False
+    version: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def owner_id(self) -> UUID:
+        """Whose it is."""
+        return self.id.owner_id
+
+    @property
+    def created_at(self) -> datetime:
+        """The time of the id, UTC-aware."""
+        return from_us(id_time_us(self.id))
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedUpload:
+    """Where a client may upload the bytes of one item: PUT to ``url`` with exactly these headers, before it expires."""
+
+    id: MediaId
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    expires_at_us: int = 0
+
+    @property
+    def expires_at(self) -> datetime:
+        """When the URL ends, UTC-aware."""
+        return from_us(self.expires_at_us)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,5 +93,7 @@ def newest_of(rows: Collection[str], phase: Phase) -> int:
     return max((number_of(row) for row in rows if phase_of(row) == phase), default=0)
 
 
-THIS: Final = History(pre=("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre"), post=(), needed="0005_pre")
+THIS: Final = History(
+    pre=("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre"), post=(), needed="0006_pre"
+)
 """The revisions in ``schemas/revisions``."""

@@ -71,12 +71,38 @@ LISTED_COLUMNS: Final = (
 )
 MESSAGE_DOC_COLUMNS: Final = ("conversation_id", "id", "sender_id", "body", "deleted", "version")
 USER_DOC_COLUMNS: Final = ("id", "username", "names", "deleted", "version")
+MEDIA_COLUMNS: Final = (
+    "owner_id",
+    "id",
+    "state",
+    "upload",
+    "sha256",
+    "size",
+    "content_type",
+    "filename",
+    "deleted",
+    "version",
+    "attributes",
+)
+OBJECT_COLUMNS: Final = (
+    "owner_id",
+    "content",
+    "sha256",
+    "size",
+    "content_type",
+    "name",
+    "held",
+    "refs",
+    "delete_after",
+    "deleted",
+    "version",
+)
 META_COLUMNS: Final = ("domain", "attempt", "deployment", "role", "epoch")
 TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
 
 SCHEMA_TABLE: Final = "datalayer_schema"
 LOG_TABLE: Final = "datalayer_schema_log"
-PLACES: Final = ("messages", "users", "claims", "conversations", "members", "listings")
+PLACES: Final = ("messages", "users", "claims", "conversations", "members", "listings", "media", "media_objects")
 """The tables that every place of a domain has, under the number of its attempt or slot group."""
 
 _UUID: Final = sa.LargeBinary(16).with_variant(postgresql.UUID(), "postgresql")
@@ -261,6 +287,51 @@ def user_docs_table(attempt: int = 0) -> sa.Table:
     )
 
 
+def media_table(attempt: int = 0) -> sa.Table:
+    """Each owner's items of media; ``upload`` is set while the client has still to send the bytes."""
+    table = sa.Table(
+        relation("media", attempt),
+        sa.MetaData(),
+        sa.Column("owner_id", _UUID, primary_key=True),
+        sa.Column("id", _UUID, primary_key=True),
+        sa.Column("state", sa.Text, nullable=False, server_default="ready"),
+        sa.Column("upload", _UUID),
+        sa.Column("sha256", sa.Text, nullable=False, server_default=""),
+        sa.Column("size", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("content_type", sa.Text, nullable=False, server_default=""),
+        sa.Column("filename", sa.Text),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("attributes", _JSON, nullable=False, server_default="{}"),
+    )
+    waiting = table.c.upload.is_not(None)
+    sa.Index(f"{table.name}_upload", table.c.id, sqlite_where=waiting, postgresql_where=waiting)
+    return table
+
+
+def media_objects_table(attempt: int = 0) -> sa.Table:
+    """What holds the bytes: ``content`` is the first half of their hash, ``held`` the places that have them."""
+    table = sa.Table(
+        relation("media_objects", attempt),
+        sa.MetaData(),
+        sa.Column("owner_id", _UUID, primary_key=True),
+        sa.Column("content", _UUID, primary_key=True),
+        sa.Column("sha256", sa.Text, nullable=False, server_default=""),
+        sa.Column("size", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("content_type", sa.Text, nullable=False, server_default=""),
+        sa.Column("name", _UUID, nullable=False),
+        sa.Column("held", sa.Text, nullable=False, server_default=""),
+        sa.Column("refs", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("delete_after", sa.BigInteger),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+    )
+    sa.Index(f"{table.name}_name", table.c.owner_id, table.c.name)
+    due = table.c.delete_after.is_not(None)
+    sa.Index(f"{table.name}_due", table.c.delete_after, sqlite_where=due, postgresql_where=due)
+    return table
+
+
 def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
     """Every table of a domain at a place."""
     if domain == "messages":
@@ -271,6 +342,8 @@ def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
         return (listings_table(attempt),)
     if domain == "search":
         return (message_docs_table(attempt), user_docs_table(attempt))
+    if domain == "catalogue":
+        return (media_table(attempt), media_objects_table(attempt))
     assert domain == "users", f"the SQL schema knows no {domain}"
     return (users_table(attempt), claims_table(attempt))
 
@@ -426,6 +499,8 @@ def place_table(base: str, attempt: int = 0) -> sa.Table:
         "conversations": conversations_table,
         "members": members_table,
         "listings": listings_table,
+        "media": media_table,
+        "media_objects": media_objects_table,
     }[base]
     return make(attempt)
 

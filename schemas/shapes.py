@@ -30,6 +30,8 @@ _MARKS: Final = {
     "conversations": frozenset({"id", "title", "kind", "version", "deleted"}),
     "members": frozenset({"conversation_id", "user_id", "role", "listed", "version", "deleted"}),
     "listings": frozenset({"user_id", "conversation_id", "last_activity", "shown", "version", "deleted"}),
+    "media": frozenset({"owner_id", "id", "state", "sha256", "version", "deleted"}),
+    "media_objects": frozenset({"owner_id", "content", "name", "held", "refs", "version", "deleted"}),
 }
 """The columns of its first revision that tell a place's table from another program's of a like name."""
 SERIAL: Final = "a sequence"

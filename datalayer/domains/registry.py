@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import conversations, listings, messages, search, users
+from datalayer.domains import catalogue, conversations, listings, messages, search, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,6 +88,15 @@ DOMAINS: Final[dict[str, Domain]] = {
         decide=_no_mutation,
         to_entity=_record_itself,
         tombstone=search.tombstone,
+    ),
+    "catalogue": Domain(
+        "catalogue",
+        catalogue.KINDS,
+        needs_compare_and_set=True,
+        keys_of=catalogue.keys_of,
+        decide=catalogue.decide,
+        to_entity=catalogue.to_entity,
+        tombstone=catalogue.tombstone,
     ),
 }
 KINDS: Final[dict[str, Kind]] = {kind.name: kind for domain in DOMAINS.values() for kind in domain.kinds}

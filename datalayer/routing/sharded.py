@@ -45,13 +45,14 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from datalayer.clock import Deadline
+    from datalayer.domains.catalogue import StoredObject
     from datalayer.domains.record import Key, Kind, Record
     from datalayer.routing.places import Places
     from datalayer.routing.router import Router
     from datalayer.routing.shards import Group
     from datalayer.stores.base import Guard
     from datalayer.stores.sharded import ShardedBackend
-    from datalayer.types import Conversation, Listed, Member, Message, User
+    from datalayer.types import Conversation, Listed, Media, Member, Message, User
 
 R = TypeVar("R")
 CLAIMED: Final = frozenset({"username", "email"})
@@ -244,6 +245,22 @@ class ShardedStore:
         if len(parts) == 1:
             return await read(next(iter(parts)))
         return [item for found in await each(parts, read) for item in found]
+
+    async def ask_all(self, call: Callable[[Any, Deadline], Awaitable[R]], deadline: Deadline) -> list[R]:
+        """The answers of every group that gives one; Unavailable where none does."""
+        answers: list[R] = []
+        errors: list[DatalayerError] = []
+
+        async def ask(group: Group) -> None:
+            try:
+                answers.append(await self.places.group_routers[group.name].read(None, call, deadline))
+            except Unavailable as error:
+                errors.append(error)
+
+        await each(self.map.groups, ask)
+        if errors and not answers:
+            raise errors[0]
+        return answers
 
 
 class ShardedMessages(ShardedStore):
@@ -441,31 +458,16 @@ class ShardedConversations(ShardedStore):
         def call(store: Any, deadline: Deadline) -> Any:
             return store.unlisted(limit, deadline, after=after)
 
-        found = [one for part in await self._all(call, deadline) for one in part]
+        found = [one for part in await self.ask_all(call, deadline) for one in part]
         return sorted(found, key=attrgetter("key"))[:limit]
 
     async def lag(self, limit: int, deadline: Deadline) -> tuple[int, int | None]:
         def call(store: Any, deadline: Deadline) -> Any:
             return store.lag(limit, deadline)
 
-        parts = await self._all(call, deadline)
+        parts = await self.ask_all(call, deadline)
         oldest = [version for _, version in parts if version is not None]
         return min(limit, sum(number for number, _ in parts)), min(oldest, default=None)
-
-    async def _all(self, call: Callable[[Any, Deadline], Awaitable[R]], deadline: Deadline) -> list[R]:
-        answers: list[R] = []
-        errors: list[DatalayerError] = []
-
-        async def ask(group: Group) -> None:
-            try:
-                answers.append(await self.places.group_routers[group.name].read(None, call, deadline))
-            except Unavailable as error:
-                errors.append(error)
-
-        await each(self.map.groups, ask)
-        if errors and not answers:
-            raise errors[0]
-        return answers
 
 
 class ShardedListings(ShardedStore):
@@ -491,6 +493,56 @@ class ShardedListings(ShardedStore):
         return found
 
 
+class ShardedCatalogue(ShardedStore):
+    """The catalogue of media: an owner's part lies in one group."""
+
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
+        return await self.router(mutation.owner_id.bytes).execute(mutation, deadline)
+
+    async def get(self, owner_id: UUID, media_id: UUID, deadline: Deadline) -> Media | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.get(owner_id, media_id, deadline)
+
+        found: Media | None = await self.read(owner_id.bytes, call, deadline)
+        return found
+
+    async def of_owner(
+        self, owner_id: UUID, limit: int, deadline: Deadline, *, after: UUID | None = None
+    ) -> list[Media]:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.of_owner(owner_id, limit, deadline, after=after)
+
+        found: list[Media] = await self.read(owner_id.bytes, call, deadline)
+        return found
+
+    async def object(self, owner_id: UUID, sha256: str, deadline: Deadline) -> StoredObject | None:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.object(owner_id, sha256, deadline)
+
+        found: StoredObject | None = await self.read(owner_id.bytes, call, deadline)
+        return found
+
+    async def known(self, names: Sequence[tuple[UUID, UUID]], deadline: Deadline) -> set[tuple[UUID, UUID]]:
+        async def call(store: Any, mine: Any, deadline: Deadline) -> list[tuple[UUID, UUID]]:
+            return list(await store.known(mine, deadline))
+
+        return set(await self.read_many(names, lambda pair: pair[0].bytes, call, deadline)) if names else set()
+
+    async def due(self, now_us: int, limit: int, deadline: Deadline) -> list[StoredObject]:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.due(now_us, limit, deadline)
+
+        found = [one for part in await self.ask_all(call, deadline) for one in part]
+        return sorted(found, key=attrgetter("delete_after"))[:limit]
+
+    async def waiting(self, before_us: int, limit: int, deadline: Deadline) -> list[Media]:
+        def call(store: Any, deadline: Deadline) -> Any:
+            return store.waiting(before_us, limit, deadline)
+
+        found = [one for part in await self.ask_all(call, deadline) for one in part]
+        return sorted(found, key=attrgetter("id"))[:limit]
+
+
 class RoutedRecords:
     """``claims.Records`` through the routers of the groups."""
 
@@ -510,11 +562,12 @@ class RoutedRecords:
         return swap.record
 
 
-STORES: Final[Mapping[str, type[ShardedMessages | ShardedUsers | ShardedConversations | ShardedListings]]] = {
+STORES: Final[Mapping[str, type[ShardedStore]]] = {
     "messages": ShardedMessages,
     "users": ShardedUsers,
     "conversations": ShardedConversations,
     "listings": ShardedListings,
+    "catalogue": ShardedCatalogue,
 }
 
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from datalayer.clock import Deadline
+    from datalayer.domains.catalogue import StoredObject
     from datalayer.domains.record import Key, Kind, Record
     from datalayer.domains.search import Found, FoundUser, MessageQuery, Phrase
-    from datalayer.types import Conversation, Listed, Member, Message, User
+    from datalayer.types import Conversation, Listed, Media, Member, Message, User
 
 AuthorityClass = Literal["transactional", "last_writer"]
 Role = Literal["authority", "copy", "retired"]
@@ -412,6 +413,35 @@ class SearchReads(Protocol):
 
     async def refresh(self) -> None:
         """Let queries see all that was applied until now."""
+
+
+class CatalogueReads(Protocol):
+    """Typed reads of the catalogue of media; deleted items and objects are returned by ``get`` and ``object``."""
+
+    async def get(self, owner_id: UUID, media_id: UUID, deadline: Deadline) -> Media | None:
+        """One item."""
+        ...
+
+    async def of_owner(
+        self, owner_id: UUID, limit: int, deadline: Deadline, *, after: UUID | None = None
+    ) -> list[Media]:
+        """An owner's live and ready items by id, newest first, beyond ``after``, filled to the limit."""
+        ...
+
+    async def object(self, owner_id: UUID, sha256: str, deadline: Deadline) -> StoredObject | None:
+        """The object of an owner's content."""
+        ...
+
+    async def known(self, names: Sequence[tuple[UUID, UUID]], deadline: Deadline) -> set[tuple[UUID, UUID]]:
+        """Those (owner, name) that a live object has, or that an item waits for."""
+        ...
+
+    async def due(self, now_us: int, limit: int, deadline: Deadline) -> list[StoredObject]:
+        """Live objects whose time to be deleted has come, the earliest first."""
+        ...
+
+    async def waiting(self, before_us: int, limit: int, deadline: Deadline) -> list[Media]:
+        """Items with an id of before that time whose bytes have not come, the oldest first."""
         ...
 
 

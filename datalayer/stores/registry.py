@@ -18,6 +18,8 @@ _BUILT_IN: Final = {
     "memory": ("datalayer.stores.memory.backend", ""),
     "sqlite": ("datalayer.stores.sqlite.backend", ""),
     "postgresql": ("datalayer.stores.postgres.backend", "postgres"),
+    "file": ("datalayer.stores.filesystem.backend", ""),
+    "s3": ("datalayer.stores.s3.backend", "s3"),
     "cassandra": ("datalayer.stores.cassandra.backend", "cassandra"),
     "redis": ("datalayer.stores.redis.backend", "redis"),
     "opensearch+https": ("datalayer.stores.opensearch.backend", "opensearch"),

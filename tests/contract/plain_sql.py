@@ -11,7 +11,7 @@ Statement = tuple[str, list[Any]]
 
 
 def table(kind: str, attempt: int) -> str:
-    base = "listings" if kind == "listed" else f"{kind}s"
+    base = {"listed": "listings", "media": "media", "object": "media_objects"}.get(kind, f"{kind}s")
     return base if attempt == 0 else f"{base}_{attempt}"
 
 
@@ -44,6 +44,9 @@ def _key_columns(key: Key, *, binary_ids: bool) -> dict[str, Any]:
         return {"conversation_id": _id(value[:16], binary_ids), "user_id": _id(value[16:], binary_ids)}
     if kind == "listed":
         return {"user_id": _id(value[:16], binary_ids), "conversation_id": _id(value[16:], binary_ids)}
+    if kind in {"media", "object"}:
+        second = "id" if kind == "media" else "content"
+        return {"owner_id": _id(value[:16], binary_ids), second: _id(value[16:], binary_ids)}
     if kind in {"user", "conversation"}:
         return {"id": _id(value, binary_ids)}
     field, claimed = claim_of(value)
@@ -68,6 +71,8 @@ def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
         role, joined_at, read_up_to, newest, last_activity, shown = record.fields
         ids = {"read_up_to": _id(read_up_to, binary_ids), "newest": _id(newest, binary_ids)}
         return {"role": role, "joined_at": joined_at, **ids, "last_activity": last_activity, "shown": shown, **rest}
+    if record.kind in {"media", "object"}:
+        return _of_catalogue(record, binary_ids=binary_ids) | rest
     if record.kind == "conversation":
         return dict(zip(("title", "kind", "updated_at", "attributes"), record.fields, strict=True)) | rest
     names: tuple[str, ...] = ("sender_id", "body", "kind", "thread_id", "attachments", "edited_at", "attributes")
@@ -82,6 +87,15 @@ def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
         if not binary_ids:
             values["attachments"] = list(message.attachments)
     return values
+
+
+def _of_catalogue(record: Record, *, binary_ids: bool) -> dict[str, Any]:
+    names: tuple[str, ...] = ("sha256", "size", "content_type", "name", "held", "refs", "delete_after")
+    if record.kind == "media":
+        names = ("state", "upload", "sha256", "size", "content_type", "filename", "attributes")
+    values: dict[str, Any] = dict(zip(names, record.fields, strict=True))
+    uuid = "upload" if record.kind == "media" else "name"
+    return values | {uuid: _id(values[uuid], binary_ids)}
 
 
 def _id(value: Any, binary: bool) -> Any:

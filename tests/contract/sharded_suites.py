@@ -120,6 +120,12 @@ class ShardedListingGuardSuite(_ShardedGuardSuite):
     domain: ClassVar[str] = "listings"
 
 
+class ShardedCatalogueGuardSuite(_ShardedGuardSuite):
+    """The catalogue of media: an owner's part lies in one group."""
+
+    domain: ClassVar[str] = "catalogue"
+
+
 class ShardedUserGuardSuite(_ShardedGuardSuite):
     """Users."""
 

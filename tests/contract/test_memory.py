@@ -9,6 +9,8 @@ from datalayer.clock import SystemClock
 from datalayer.stores.base import AuthorityClass, Backend
 from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.testing.contract import (
+    CatalogueExecuteSuite,
+    CatalogueReadsSuite,
     ConversationExecuteSuite,
     ConversationReadsSuite,
     ForeignWriterSuite,
@@ -74,6 +76,22 @@ class TestSearchPort(_Memory, PortSuite):
 
 class TestSearchReads(_Memory, SearchReadsSuite):
     pass
+
+
+class TestCataloguePort(_Memory, PortSuite):
+    domain = "catalogue"
+
+
+class TestCatalogueReads(_Memory, CatalogueReadsSuite):
+    pass
+
+
+class TestCatalogueExecute(_Memory, CatalogueExecuteSuite):
+    pass
+
+
+class TestCatalogueGuard(_Memory, ForeignWriterSuite):
+    domain = "catalogue"
 
 
 class TestListingReads(_Memory, ListingReadsSuite):

@@ -196,4 +196,4 @@ def test_a_last_writer_store_offers_no_transactions_and_takes_no_users() -> None
     assert not hasattr(store, "guard")
     assert backend.refuses("users") == "users needs compare-and-set"
     assert backend.refuses("messages") is None
-    assert backend.refuses("media") is not None
+    assert backend.refuses("orders") is not None

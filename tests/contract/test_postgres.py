@@ -19,6 +19,8 @@ from datalayer.stores.postgres.partitions import Unit
 from datalayer.stores.postgres.search import Method
 from datalayer.stores.postgres.stores import PostgresMessages
 from datalayer.testing.contract import (
+    CatalogueExecuteSuite,
+    CatalogueReadsSuite,
     ControlFixture,
     ControlSuite,
     ConversationExecuteSuite,
@@ -161,6 +163,22 @@ class TestSearchByLike(_Postgres, SearchReadsSuite):
 class TestSearchByLikePort(_Postgres, PortSuite):
     domain = "search"
     search = "like"
+
+
+class TestCataloguePort(_Postgres, PortSuite):
+    domain = "catalogue"
+
+
+class TestCatalogueReads(_Postgres, CatalogueReadsSuite):
+    pass
+
+
+class TestCatalogueExecute(_Postgres, CatalogueExecuteSuite):
+    pass
+
+
+class TestCatalogueGuard(_Postgres, ForeignWriterSuite):
+    domain = "catalogue"
 
 
 class TestListingReads(_Postgres, ListingReadsSuite):

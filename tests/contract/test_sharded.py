@@ -16,6 +16,8 @@ from datalayer.stores.base import Backend
 from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.stores.sqlite.backend import create_backend
 from datalayer.testing.contract import (
+    CatalogueExecuteSuite,
+    CatalogueReadsSuite,
     ConversationExecuteSuite,
     ConversationReadsSuite,
     ListingExecuteSuite,
@@ -30,6 +32,7 @@ from tests.conftest import TIER
 from tests.contract.plain_sql import Statement, deletion, upsert
 from tests.contract.sharded_place import ShardedClient, place_of
 from tests.contract.sharded_suites import (
+    ShardedCatalogueGuardSuite,
     ShardedConversationGuardSuite,
     ShardedListingGuardSuite,
     ShardedMessageGuardSuite,
@@ -139,6 +142,22 @@ class TestListingsPort(_Memory, PortSuite):
     domain = "listings"
 
 
+class TestCataloguePort(_Memory, PortSuite):
+    domain = "catalogue"
+
+
+class TestCatalogueReads(_Memory, CatalogueReadsSuite):
+    pass
+
+
+class TestCatalogueExecute(_Memory, CatalogueExecuteSuite):
+    pass
+
+
+class TestCatalogueGuard(_Memory, ShardedCatalogueGuardSuite):
+    pass
+
+
 class TestConversationReads(_Memory, ConversationReadsSuite):
     pass
 
@@ -201,6 +220,22 @@ class TestSqliteConversationsPort(_LongSqlite, PortSuite):
 
 class TestSqliteListingsPort(_LongSqlite, PortSuite):
     domain = "listings"
+
+
+class TestSqliteCataloguePort(_LongSqlite, PortSuite):
+    domain = "catalogue"
+
+
+class TestSqliteCatalogueReads(_LongSqlite, CatalogueReadsSuite):
+    pass
+
+
+class TestSqliteCatalogueExecute(_LongSqlite, CatalogueExecuteSuite):
+    pass
+
+
+class TestSqliteCatalogueGuard(_LongSqlite, ShardedCatalogueGuardSuite):
+    pass
 
 
 class TestSqliteConversationReads(_LongSqlite, ConversationReadsSuite):

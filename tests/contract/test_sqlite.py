@@ -14,6 +14,8 @@ from datalayer.settings import BackendUrl
 from datalayer.stores.base import Backend
 from datalayer.stores.sqlite.backend import create_backend
 from datalayer.testing.contract import (
+    CatalogueExecuteSuite,
+    CatalogueReadsSuite,
     ConversationExecuteSuite,
     ConversationReadsSuite,
     ForeignWriterSuite,
@@ -100,6 +102,22 @@ class TestSearchPort(_LongSqlite, PortSuite):
 
 class TestSearchReads(_Sqlite, SearchReadsSuite):
     pass
+
+
+class TestCataloguePort(_LongSqlite, PortSuite):
+    domain = "catalogue"
+
+
+class TestCatalogueReads(_Sqlite, CatalogueReadsSuite):
+    pass
+
+
+class TestCatalogueExecute(_Sqlite, CatalogueExecuteSuite):
+    pass
+
+
+class TestCatalogueGuard(_LongSqlite, ForeignWriterSuite):
+    domain = "catalogue"
 
 
 class TestListingReads(_Sqlite, ListingReadsSuite):

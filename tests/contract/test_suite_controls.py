@@ -13,6 +13,8 @@ from datalayer.control.memory import MemoryControl, MemoryControlServer
 from datalayer.errors import DatalayerError
 from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.testing.contract import (
+    CatalogueExecuteSuite,
+    CatalogueReadsSuite,
     ControlFixture,
     ControlSuite,
     ConversationExecuteSuite,
@@ -32,6 +34,7 @@ from datalayer.testing.contract import (
     WrittenOutboxSuite,
 )
 from tests.contract.broken.breakage import Breakage, BrokenStores
+from tests.contract.broken.catalogue import CATALOGUES
 from tests.contract.broken.control import CONTROLS
 from tests.contract.broken.conversations import CONVERSATIONS
 from tests.contract.broken.execute import MUTATIONS
@@ -55,6 +58,7 @@ STORES = [
     *LISTINGS.all,
     *OUTBOXES.all,
     *SEARCH.all,
+    *CATALOGUES.all,
 ]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
@@ -122,6 +126,8 @@ async def test_a_broken_control_store_turns_its_tests_red(breakage: Breakage) ->
 
 
 SUITES = [
+    CatalogueExecuteSuite,
+    CatalogueReadsSuite,
     ControlSuite,
     ConversationExecuteSuite,
     ConversationReadsSuite,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _KEYSPACE: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _DATA_CENTRE: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_NEEDS_COMPARE_AND_SET: Final = frozenset({"users", "conversations", "listings"})
+_NEEDS_COMPARE_AND_SET: Final = frozenset({"users", "conversations", "listings", "catalogue"})
 REQUESTS_PER_POOL_SLOT: Final = 25
 
 

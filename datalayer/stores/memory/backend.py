@@ -18,14 +18,17 @@ from datalayer.errors import (
     Unavailable,
 )
 from datalayer.stores.memory.faults import Call, Fault, Injection, Injector, ProcessCrash, no_faults
+from datalayer.stores.memory.objects import MemoryObjects
 from datalayer.stores.memory.server import MemoryServer, server_named
 from datalayer.stores.memory.store import (
+    MemoryCatalogue,
     MemoryConversations,
     MemoryListings,
     MemoryMessages,
     MemoryPort,
     MemorySearch,
     MemoryUsers,
+    TransactionalCatalogue,
     TransactionalConversations,
     TransactionalListings,
     TransactionalMessages,
@@ -50,6 +53,8 @@ _STORES: Final[dict[tuple[str, str], type[MemoryPort]]] = {
     ("listings", "last_writer"): MemoryListings,
     ("search", "transactional"): MemorySearch,
     ("search", "last_writer"): MemorySearch,
+    ("catalogue", "transactional"): TransactionalCatalogue,
+    ("catalogue", "last_writer"): MemoryCatalogue,
 }
 _HANGS: Final = frozenset({Fault.HANG, Fault.HANG_APPLIED})
 _WITH_EFFECT: Final = frozenset({Fault.LOST_REPLY, Fault.HANG_APPLIED, Fault.CRASH_AFTER})
@@ -91,6 +96,8 @@ class MemoryBackend:
         await self.call("ping", lambda: None, deadline, write=False)
 
     def refuses(self, domain: str) -> str | None:
+        if domain == "media":
+            return None
         if domain not in DOMAINS:
             return f"memory does not store {domain}"
         if DOMAINS[domain].needs_compare_and_set and self.authority_class == "last_writer":
@@ -98,6 +105,8 @@ class MemoryBackend:
         return None
 
     def store(self, domain: str, attempt: int) -> Any:
+        if domain == "media":
+            return MemoryObjects(self, attempt)
         kind = _STORES.get((domain, self.authority_class))
         if kind is None:
             msg = f"backend {self.name}: memory does not store {domain}"

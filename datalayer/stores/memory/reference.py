@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from datalayer.domains import conversations, users
+from datalayer.domains import catalogue, conversations, users
 from datalayer.domains.registry import DOMAINS
 from datalayer.stores.base import Executed
 
@@ -33,6 +33,9 @@ def execute(
             current |= _present(read, [("claim", key) for key in (*take, *release)])
     if domain == "conversations" and conversations.needs_all_members(mutation):
         current |= {record.ident: record for record in of_routing("member", mutation.id.bytes)}
+    if domain == "catalogue":
+        let_go = catalogue.referred(mutation, current.get(definition.keys_of(mutation)[0]))
+        current |= {} if let_go is None else _present(read, [let_go])
     entity, records = definition.decide(mutation, current, now_us)
     return Executed(entity, records)
 

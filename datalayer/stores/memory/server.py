@@ -52,6 +52,8 @@ class MemoryServer:
         self.tables: Final[dict[PlaceKey, Table]] = {}
         self.meta: Final[dict[tuple[str, int], MetaRow]] = {}
         self.tokens: Final[dict[str, int]] = {}
+        self.objects: Final[dict[int, dict[str, tuple[bytes, int]]]] = {}
+        """Media by attempt and name: bytes, and when they were written."""
         self._sides: Final[dict[PlaceKey, dict[int, Side]]] = {}
         self.following: Final[dict[PlaceKey, dict[int, Following]]] = {}
         """The outboxes of each place, by the attempt of the index."""

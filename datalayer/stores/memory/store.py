@@ -6,9 +6,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import UUID
 
-from datalayer.domains import conversations, listings, messages, search, users
+from datalayer.domains import catalogue, conversations, listings, messages, search, users
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import InvalidArgument, SchemaBehind, StaleRoute
+from datalayer.ids import id_time_us
 from datalayer.stores.base import Executed, ScanPage
 from datalayer.stores.memory.guard import MemoryGuard
 from datalayer.stores.memory.outbox import MemoryOutbox
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Guard
     from datalayer.stores.memory.backend import MemoryBackend
     from datalayer.stores.memory.table import Table
-    from datalayer.types import Conversation, Listed, Member, Message, User
+    from datalayer.types import Conversation, Listed, Media, Member, Message, User
 
 T = TypeVar("T")
 
@@ -334,6 +335,67 @@ def _answers(query: search.MessageQuery, document: Record) -> bool:
     )
 
 
+class MemoryCatalogue(MemoryPort):
+    """The catalogue of media: the port and its typed reads."""
+
+    async def get(self, owner_id: UUID, media_id: UUID, deadline: Deadline) -> Media | None:
+        key = ("media", catalogue.media_key(owner_id, media_id))
+
+        def effect() -> tuple[Media | None]:
+            record = self._table().records.get(key)
+            return (None if record is None else catalogue.to_media(record),)
+
+        return (await self._call("get", effect, deadline, write=False))[0]
+
+    async def of_owner(
+        self, owner_id: UUID, limit: int, deadline: Deadline, *, after: UUID | None = None
+    ) -> list[Media]:
+        def effect() -> list[Media]:
+            mine = list(self._table().of_routing("media", owner_id.bytes))
+            items = [catalogue.to_media(record) for record in reversed(mine) if not record.deleted]
+            return [one for one in items if one.ready and (after is None or one.id < after)][:limit]
+
+        return await self._call("of_owner", effect, deadline, write=False)
+
+    async def object(self, owner_id: UUID, sha256: str, deadline: Deadline) -> catalogue.StoredObject | None:
+        key = ("object", catalogue.object_key(owner_id, sha256))
+
+        def effect() -> tuple[catalogue.StoredObject | None]:
+            record = self._table().records.get(key)
+            return (None if record is None else catalogue.to_object(record),)
+
+        return (await self._call("object", effect, deadline, write=False))[0]
+
+    async def known(self, names: Sequence[tuple[UUID, UUID]], deadline: Deadline) -> set[tuple[UUID, UUID]]:
+        def effect() -> set[tuple[UUID, UUID]]:
+            items = [catalogue.to_media(record) for record in self._live("media")]
+            held = {(one.owner_id, one.upload) for one in items}
+            objects = [catalogue.to_object(record) for record in self._live("object")]
+            held |= {(one.owner_id, one.name) for one in objects}
+            return {name for name in names if name in held}
+
+        return await self._call("known", effect, deadline, write=False)
+
+    async def due(self, now_us: int, limit: int, deadline: Deadline) -> list[catalogue.StoredObject]:
+        def effect() -> list[catalogue.StoredObject]:
+            objects = [catalogue.to_object(record) for record in self._live("object")]
+            found = [one for one in objects if one.delete_after is not None and one.delete_after <= now_us]
+            return sorted(found, key=lambda one: one.delete_after or 0)[:limit]
+
+        return await self._call("due", effect, deadline, write=False)
+
+    async def waiting(self, before_us: int, limit: int, deadline: Deadline) -> list[Media]:
+        def effect() -> list[Media]:
+            items = [catalogue.to_media(record) for record in self._live("media")]
+            found = [one for one in items if one.upload is not None and id_time_us(one.id) < before_us]
+            return sorted(found, key=lambda one: one.id)[:limit]
+
+        return await self._call("waiting", effect, deadline, write=False)
+
+    def _live(self, kind: str) -> Iterable[Record]:
+        return [one for (name, _), one in self._table().records.items() if name == kind and not one.deleted]
+
+
 class _Transactions(MemoryPort):
     """What a transactional server adds to a store."""
 
@@ -358,6 +420,10 @@ class TransactionalListings(MemoryListings, _Transactions):
 
 class TransactionalConversations(MemoryConversations, _Transactions):
     """Conversations on a server that orders writes itself."""
+
+
+class TransactionalCatalogue(MemoryCatalogue, _Transactions):
+    """The catalogue of media on a server that orders writes itself."""
 
 
 def _ranges(table: Table, n: int) -> list[str]:

@@ -17,7 +17,13 @@ from datalayer.stores.postgres.replicas import LogEnd, PostgresReplica, ReplicaD
 from datalayer.stores.postgres.rows import PostgresCodec
 from datalayer.stores.postgres.schema import SCHEMA_LOCK, PostgresSchema
 from datalayer.stores.postgres.search import Method, PostgresSearch
-from datalayer.stores.postgres.stores import PostgresConversations, PostgresListings, PostgresMessages, PostgresUsers
+from datalayer.stores.postgres.stores import (
+    PostgresCatalogue,
+    PostgresConversations,
+    PostgresListings,
+    PostgresMessages,
+    PostgresUsers,
+)
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.sql.statement import create_table
 
@@ -244,6 +250,7 @@ _STORES: Final[dict[str, Callable[[PostgresDatabase, PostgresProduct, int], SqlS
     "conversations": PostgresConversations,
     "listings": PostgresListings,
     "search": _search,
+    "catalogue": PostgresCatalogue,
 }
 
 

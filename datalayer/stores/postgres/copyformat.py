@@ -34,6 +34,8 @@ _MEMBER_HEAD: Final = struct.pack("!h", 8) + _UUID
 _LISTED_HEAD: Final = struct.pack("!h", 10) + _UUID
 _MESSAGE_DOC_HEAD: Final = struct.pack("!h", 6) + _UUID
 _USER_DOC_HEAD: Final = struct.pack("!h", 5) + _UUID
+_MEDIA_HEAD: Final = struct.pack("!h", 11) + _UUID
+_OBJECT_HEAD: Final = struct.pack("!h", 11) + _UUID
 _EMPTY: Final = _length(len(uuid_array(b""))) + uuid_array(b"")
 # What most messages hold behind their body: no thread, no attachments, never edited, no attributes.
 _PLAIN: Final = ("text", None, b"", None, "{}")
@@ -140,6 +142,25 @@ def user_doc_row(record: Record) -> bytes:
     return b"".join((_USER_DOC_HEAD, record.key, texts, _flag_version(1, record.deleted, 8, record.version)))
 
 
+def media_row(record: Record) -> bytes:
+    """One row of a media table."""
+    key, fields = record.key, cast("tuple[str, bytes | None, str, int, str, str | None, str]", record.fields)
+    state, upload, sha256, size, content_type, filename, attributes = fields
+    head = (_MEDIA_HEAD, key[:16], _UUID, key[16:], _text(state), _uuid(upload), _text(sha256), _bigint(8, size))
+    tail = _flag_version(1, record.deleted, 8, record.version)
+    return b"".join((*head, _text(content_type), _text(filename), tail, _text(attributes)))
+
+
+def object_row(record: Record) -> bytes:
+    """One row of a media_objects table."""
+    key, fields = record.key, cast("tuple[str, int, str, bytes, str, int, int | None]", record.fields)
+    sha256, size, content_type, name, held, refs, delete_after = fields
+    head = (_OBJECT_HEAD, key[:16], _UUID, key[16:], _text(sha256), _bigint(8, size), _text(content_type))
+    after = _NULL if delete_after is None else _bigint(8, delete_after)
+    tail = _flag_version(1, record.deleted, 8, record.version)
+    return b"".join((*head, _uuid(name), _text(held), _bigint(8, refs), after, tail))
+
+
 ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
     "message": message_row,
     "user": user_row,
@@ -147,6 +168,8 @@ ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
     "conversation": conversation_row,
     "member": member_row,
     "listed": listed_row,
+    "media": media_row,
+    "object": object_row,
     "message_doc": message_doc_row,
     "user_doc": user_doc_row,
 }

@@ -254,6 +254,38 @@ class PostgresCodec:
         check_int(record.version, "version")
         return (RawUuid(record.key), username, names, record.deleted, record.version)
 
+    def media_record(self, row: Row) -> Record:
+        owner, id, state, upload, sha256, size, content_type, filename, deleted, version, attributes = row
+        name = None if upload is None else upload.bytes
+        fields = (state, name, sha256, size, content_type, filename, attributes)
+        return Record("media", owner.bytes + id.bytes, version, deleted, fields)
+
+    def media_row(self, record: Record) -> Row:
+        state, upload, sha256, size, content_type, filename, attributes = record.fields
+        texts = ((state, "state"), (sha256, "sha256"), (content_type, "content_type"), (filename or "", "filename"))
+        for value, what in (*texts, (attributes, "attributes")):
+            check_text(value, what)  # type: ignore[arg-type]
+        for number, what in ((record.version, "version"), (size, "size")):
+            check_int(number, what)  # type: ignore[arg-type]
+        name = None if upload is None else RawUuid(upload)  # type: ignore[arg-type]
+        head = (RawUuid(record.key[:16]), RawUuid(record.key[16:]), state, name, sha256, size, content_type)
+        return (*head, filename, record.deleted, record.version, attributes)
+
+    def object_record(self, row: Row) -> Record:
+        owner, content, sha256, size, content_type, name, *rest, deleted, version = row
+        fields = (sha256, size, content_type, name.bytes, *rest)
+        return Record("object", owner.bytes + content.bytes, version, deleted, fields)
+
+    def object_row(self, record: Record) -> Row:
+        sha256, size, content_type, name, held, refs, delete_after = record.fields
+        for value, what in ((sha256, "sha256"), (content_type, "content_type"), (held, "held")):
+            check_text(value, what)  # type: ignore[arg-type]
+        numbers = ((record.version, "version"), (size, "size"), (refs, "refs"), (delete_after or 0, "delete_after"))
+        for number, what in numbers:
+            check_int(number, what)  # type: ignore[arg-type]
+        head = (RawUuid(record.key[:16]), RawUuid(record.key[16:]), sha256, size, content_type)
+        return (*head, RawUuid(name), held, refs, delete_after, record.deleted, record.version)  # type: ignore[arg-type]
+
 
 def check_message(record: Record) -> None:
     """ValueError, saying why, for a message that Postgres can never hold."""

@@ -13,6 +13,7 @@ from datalayer.stores.postgres.bulk import BulkWriter
 from datalayer.stores.postgres.outbox import PostgresOutbox, outboxes_at
 from datalayer.stores.postgres.partitions import APPEND_WAIT_S, Partitions
 from datalayer.stores.postgres.rows import RawUuid, check_message
+from datalayer.stores.sql.catalogue import SqlCatalogue
 from datalayer.stores.sql.conversations import SqlConversations
 from datalayer.stores.sql.listings import SqlListings
 from datalayer.stores.sql.messages import SqlMessages
@@ -164,6 +165,17 @@ class PostgresConversations(SqlConversations, Sized):
 
 class PostgresListings(SqlListings, Sized):
     """Users' lists of conversations."""
+
+    def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
+        super().__init__(cast("SqlDatabase", db), product, attempt)
+        self._bulk = BulkWriter(self)
+
+    async def apply_in(self, tx: SqlTransaction, records: Iterable[Record]) -> None:
+        await self._bulk.write(cast("PostgresTransaction", tx), records)
+
+
+class PostgresCatalogue(SqlCatalogue, Sized):
+    """The catalogue of media."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
         super().__init__(cast("SqlDatabase", db), product, attempt)

@@ -59,6 +59,8 @@ _KEYS: Final = {
     "conversation": "uuid_send({row}.id)",
     "member": "uuid_send({row}.conversation_id) || uuid_send({row}.user_id)",
     "listed": "uuid_send({row}.user_id) || uuid_send({row}.conversation_id)",
+    "media": "uuid_send({row}.owner_id) || uuid_send({row}.id)",
+    "object": "uuid_send({row}.owner_id) || uuid_send({row}.content)",
 }
 _PRIMARY: Final = {
     "message": ("conversation_id", "id"),
@@ -67,6 +69,8 @@ _PRIMARY: Final = {
     "conversation": ("id",),
     "member": ("conversation_id", "user_id"),
     "listed": ("user_id", "conversation_id"),
+    "media": ("owner_id", "id"),
+    "object": ("owner_id", "content"),
 }
 _BASES: Final = {
     "message": "messages",
@@ -75,6 +79,8 @@ _BASES: Final = {
     "conversation": "conversations",
     "member": "members",
     "listed": "listings",
+    "media": "media",
+    "object": "media_objects",
 }
 
 

@@ -101,3 +101,19 @@ class RowCodec(Protocol):
     def user_doc_row(self, record: Record) -> Row:
         """As ``message_row``."""
         ...
+
+    def media_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def media_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...
+
+    def object_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def object_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...

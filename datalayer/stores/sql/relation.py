@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from datalayer.domains.catalogue import MEDIA, OBJECT
 from datalayer.domains.conversations import CONVERSATION, MEMBER
 from datalayer.domains.listings import LISTED
 from datalayer.domains.messages import MESSAGE
@@ -209,5 +210,35 @@ def user_doc_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relati
         codec.user_doc_row,
         codec.user_doc_record,
         lambda key: (codec.uuid(key),),
+        lambda key: key,
+    )
+
+
+def media_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The items of media at a place."""
+    uuid = codec.uuid
+    return Relation(
+        dialect,
+        MEDIA,
+        metadata.media_table(attempt),
+        metadata.MEDIA_COLUMNS,
+        codec.media_row,
+        codec.media_record,
+        lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
+    )
+
+
+def object_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The objects of media at a place."""
+    uuid = codec.uuid
+    return Relation(
+        dialect,
+        OBJECT,
+        metadata.media_objects_table(attempt),
+        metadata.OBJECT_COLUMNS,
+        codec.object_row,
+        codec.object_record,
+        lambda key: (uuid(key[:16]), uuid(key[16:])),
         lambda key: key,
     )

@@ -13,6 +13,7 @@ from datalayer.stores.sqlite.database import SqliteDatabase
 from datalayer.stores.sqlite.schema import SqliteSchema
 from datalayer.stores.sqlite.search import SqliteSearch
 from datalayer.stores.sqlite.store import (
+    SqliteCatalogue,
     SqliteConversations,
     SqliteListings,
     SqliteMessages,
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
 
 READERS_MAX = 4
 """More threads do not read faster: they share one interpreter lock."""
-_STORES: Final[dict[str, type[SqliteMessages | SqliteUsers | SqliteConversations | SqliteListings | SqliteSearch]]] = {
+_STORES: Final[
+    dict[
+        str, type[SqliteMessages | SqliteUsers | SqliteConversations | SqliteListings | SqliteSearch | SqliteCatalogue]
+    ]
+] = {
     "messages": SqliteMessages,
     "users": SqliteUsers,
     "conversations": SqliteConversations,
     "listings": SqliteListings,
     "search": SqliteSearch,
+    "catalogue": SqliteCatalogue,
 }
 
 

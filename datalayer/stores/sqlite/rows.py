@@ -160,6 +160,29 @@ class SqliteRows:
         _check_text(username, names)
         return (key, username, names, deleted, version)
 
+    def media_record(self, row: Row) -> Record:
+        owner, ident, *fields, deleted, version, attributes = row
+        return Record("media", owner + ident, version, deleted == 1, (*fields, attributes))
+
+    def media_row(self, record: Record) -> Row:
+        _, key, version, deleted, fields = record
+        *head, attributes = fields
+        _check(len(key) == _MESSAGE_KEY, "the key of an item of media is 32 bytes")
+        _check_version(version)
+        _check_text(head[0], head[2], head[4], head[5], attributes)
+        return (key[:16], key[16:], *head, deleted, version, attributes)
+
+    def object_record(self, row: Row) -> Record:
+        owner, content, *fields, deleted, version = row
+        return Record("object", owner + content, version, deleted == 1, tuple(fields))
+
+    def object_row(self, record: Record) -> Row:
+        _, key, version, deleted, fields = record
+        _check(len(key) == _MESSAGE_KEY, "the key of an object is 32 bytes")
+        _check_version(version)
+        _check_text(fields[0], fields[2], fields[4])
+        return (key[:16], key[16:], *fields, deleted, version)
+
 
 def _uuids(value: bytes) -> tuple[UUID, ...]:
     return tuple([uuid_of(value[at : at + 16]) for at in range(0, len(value), 16)])

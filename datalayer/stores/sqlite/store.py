@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datalayer.schemas.metadata import journal_tables
+from datalayer.stores.sql.catalogue import SqlCatalogue
 from datalayer.stores.sql.conversations import SqlConversations
 from datalayer.stores.sql.listings import SqlListings
 from datalayer.stores.sql.messages import SqlMessages
@@ -90,6 +91,10 @@ class SqliteConversations(SqlitePlace, SqlConversations):
 
 class SqliteListings(SqlitePlace, SqlListings):
     """Users' lists of conversations in SQLite."""
+
+
+class SqliteCatalogue(SqlitePlace, SqlCatalogue):
+    """The catalogue of media in SQLite."""
 
 
 class SqliteProduct:

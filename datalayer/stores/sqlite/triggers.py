@@ -65,6 +65,12 @@ def _shapes(domain: str, place: int) -> tuple[_Shape, ...]:
         key = "CAST({row}.user_id || {row}.conversation_id AS BLOB)"
         match = "user_id = {row}.user_id AND conversation_id = {row}.conversation_id"
         return (_Shape("listed", relation(domain, place), key, "{row}.user_id", match, 0),)
+    if domain == "catalogue":
+        return (
+            _pair("media", relation("media", place), ("owner_id", "id"), FINAL_LEAD),
+            # the same content may come again
+            _pair("object", relation("media_objects", place), ("owner_id", "content"), 0),
+        )
     if domain == "conversations":
         key = "CAST({row}.conversation_id || {row}.user_id AS BLOB)"
         match = "conversation_id = {row}.conversation_id AND user_id = {row}.user_id"
@@ -80,6 +86,16 @@ def _shapes(domain: str, place: int) -> tuple[_Shape, ...]:
         _Shape("user", relation("users", place), "{row}.id", "{row}.id", "id = {row}.id", FINAL_LEAD),
         # names are used again: a claim's tombstone has no lead
         _Shape("claim", relation("claims", place), key, "{row}.routing", match, 0),
+    )
+
+
+def _pair(kind: str, table: str, keys: tuple[str, str], lead: int) -> _Shape:
+    """The shape of a table whose key is two ids."""
+    first, second = keys
+    # || of blobs is text of the same bytes; the cast makes it a blob again
+    key = f"CAST({{row}}.{first} || {{row}}.{second} AS BLOB)"
+    return _Shape(
+        kind, table, key, f"{{row}}.{first}", f"{first} = {{row}}.{first} AND {second} = {{row}}.{second}", lead
     )
 
 

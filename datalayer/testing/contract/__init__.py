@@ -15,6 +15,7 @@ Each test is one claim; it makes all its data from ``fixture.seed`` and drops th
 green on a broken store is worthless, so each check has a control (see tests/contract/test_suite_controls.py here).
 """
 
+from datalayer.testing.contract.catalogue import CatalogueExecuteSuite, CatalogueReadsSuite
 from datalayer.testing.contract.control import ControlSuite
 from datalayer.testing.contract.control_fixture import ControlFixture
 from datalayer.testing.contract.conversations import ConversationExecuteSuite, ConversationReadsSuite
@@ -24,6 +25,7 @@ from datalayer.testing.contract.foreign import ForeignWriterSuite
 from datalayer.testing.contract.guard import GuardSuite
 from datalayer.testing.contract.intents import IntentLogSuite
 from datalayer.testing.contract.listings import ListingExecuteSuite, ListingReadsSuite
+from datalayer.testing.contract.objects import ObjectsFixture, ObjectsSuite
 from datalayer.testing.contract.outbox import OutboxSuite, WrittenOutboxSuite
 from datalayer.testing.contract.port import PortSuite
 from datalayer.testing.contract.reads import MessageReadsSuite, UserReadsSuite
@@ -31,6 +33,8 @@ from datalayer.testing.contract.search import SearchReadsSuite
 from datalayer.testing.contract.values import Maker
 
 __all__ = [
+    "CatalogueExecuteSuite",
+    "CatalogueReadsSuite",
     "ControlFixture",
     "ControlSuite",
     "ConversationExecuteSuite",
@@ -44,6 +48,8 @@ __all__ = [
     "Maker",
     "MessageExecuteSuite",
     "MessageReadsSuite",
+    "ObjectsFixture",
+    "ObjectsSuite",
     "OutboxSuite",
     "PortSuite",
     "SearchReadsSuite",

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from datalayer.domains.catalogue import Attach, Describe, Detach
 from datalayer.domains.conversations import CreateConversation, DeleteConversation, UpdateConversation
 from datalayer.domains.listings import Show
 from datalayer.domains.messages import Append, Delete, Edit
@@ -61,6 +62,9 @@ class GuardSuite:
             return CreateUser(maker.id(), maker.id().hex, maker.id().hex)
         if self.domain == "listings":
             return Show(maker.id(), maker.id(), 1)
+        if self.domain == "catalogue":
+            upload = maker.id(maker.now_us)
+            return Attach(maker.id(), maker.id(), upload, maker.sha256(), 3, "files:0", "image/png")
         return CreateConversation(maker.id(), "new", "group", ((maker.id(), "owner"), (maker.id(), "member")))
 
     def _change(self, maker: Maker, entity: Any, text: str = "changed") -> Any:
@@ -70,6 +74,8 @@ class GuardSuite:
             return UpdateUser(entity.id, (("display_name", text), ("username", maker.id().hex)))
         if self.domain == "listings":
             return Show(entity.user_id, entity.conversation_id, next(_LATER), role=text)
+        if self.domain == "catalogue":
+            return Describe(entity.owner_id, entity.id, (("filename", text),))
         return UpdateConversation(entity.id, (("title", text),))
 
     def _removal(self, entity: Any) -> Any:
@@ -77,6 +83,8 @@ class GuardSuite:
             return Delete(entity.conversation_id, entity.id)
         if self.domain == "listings":
             return Show(entity.user_id, entity.conversation_id, next(_LATER), ended=True)
+        if self.domain == "catalogue":
+            return Detach(entity.owner_id, entity.id, 1)
         return DeleteUser(entity.id) if self.domain == "users" else DeleteConversation(entity.id)
 
     # journal
@@ -338,6 +346,8 @@ class GuardSuite:
     def _get_key(self, entity: Any) -> tuple[Any, ...]:
         if self.domain == "messages":
             return (entity.conversation_id, entity.id)
+        if self.domain == "catalogue":
+            return (entity.owner_id, entity.id)
         return (entity.user_id, entity.conversation_id) if self.domain == "listings" else (entity.id,)
 
     async def test_fence_lapses_by_itself(self, fixture: StoreFixture) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import conversations, listings, messages, users
+from datalayer.domains import catalogue, conversations, listings, messages, users
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import DatalayerError
@@ -35,6 +35,12 @@ _LIFTED: Final = (
     conversations.SetRole,
     conversations.MarkRead,
     listings.Show,
+    catalogue.Pend,
+    catalogue.Attach,
+    catalogue.Describe,
+    catalogue.Detach,
+    catalogue.Hold,
+    catalogue.Forget,
 )
 """Mutations whose entity has a version only."""
 
@@ -65,6 +71,8 @@ class Model:
         if self.domain == "conversations" and conversations.needs_all_members(mutation):
             members = (ident for ident in self.records if ident[0] == "member")
             keys += [ident for ident in members if ident[1][:16] == mutation.id.bytes]
+        let_go = catalogue.referred(mutation, stored) if self.domain == "catalogue" else None
+        keys += [] if let_go is None else [let_go]
         current = {key: self.records[key] for key in keys if key in self.records}
         entity, records = definition.decide(mutation, current, now_us)
         return Executed(entity, records)
@@ -109,7 +117,7 @@ def _instant(mutation: Any, actual: Executed, before_us: int) -> int:
         return int(entity.updated_at_us)
     if isinstance(mutation, _LIFTED):
         # Where the version was not lifted above a stored one, it is the clock.
-        lead = FINAL_LEAD if isinstance(mutation, messages.Delete) else 0
+        lead = FINAL_LEAD if isinstance(mutation, (messages.Delete, catalogue.Detach)) else 0
         return min(int(entity.version) - lead, before_us + SKEW_US)
     claims = [record.version for record in actual.records if record.kind == "claim"]
     return min(claims, default=before_us)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from datalayer.domains import users
+from datalayer.domains import catalogue, users
 from datalayer.domains.conversations import ROLES, member_key
 from datalayer.domains.listings import listed_key
 from datalayer.domains.messages import message_key
@@ -204,6 +204,53 @@ class Maker:
         name = f"ann_{self.random.getrandbits(40):x}" if username is None else username
         return Record("user_doc", own.bytes, at, deleted, (name, name if names is None else names))
 
+    def media(
+        self,
+        owner: UUID | None = None,
+        id: UUID | None = None,
+        *,
+        version: int | None = None,
+        upload: UUID | None = None,
+        sha256: str | None = None,
+        size: int = 3,
+        content_type: str = "image/png",
+        filename: str | None = None,
+        deleted: bool = False,
+        attributes: str = "{}",
+    ) -> Record:
+        """The record of an item of media; with ``upload`` one that waits for its bytes."""
+        key = catalogue.media_key(self.id() if owner is None else owner, self.id() if id is None else id)
+        at = self.now_us if version is None else version
+        state = catalogue.READY if upload is None else catalogue.PENDING
+        content = self.sha256() if sha256 is None else sha256
+        name = None if upload is None else upload.bytes
+        return Record("media", key, at, deleted, (state, name, content, size, content_type, filename, attributes))
+
+    def object(
+        self,
+        owner: UUID | None = None,
+        *,
+        version: int | None = None,
+        sha256: str | None = None,
+        size: int = 3,
+        content_type: str = "image/png",
+        name: UUID | None = None,
+        held: str = "files:0",
+        refs: int = 1,
+        delete_after: int | None = None,
+        deleted: bool = False,
+    ) -> Record:
+        """The record of an object of media."""
+        content = self.sha256() if sha256 is None else sha256
+        key = catalogue.object_key(self.id() if owner is None else owner, content)
+        at = self.now_us if version is None else version
+        own = self.id() if name is None else name
+        return Record("object", key, at, deleted, (content, size, content_type, own.bytes, held, refs, delete_after))
+
+    def sha256(self) -> str:
+        """A hash of some content."""
+        return f"{self.random.getrandbits(256):064x}"
+
     def of(self, domain: str, kind: str | None = None) -> Record:
         """A record of a domain with new keys; any kind of it unless one is given."""
         chosen = self.random.choice(DOMAINS[domain].kinds).name if kind is None else kind
@@ -216,6 +263,8 @@ class Maker:
             "listed": self.listed,
             "message_doc": self.message_doc,
             "user_doc": self.user_doc,
+            "media": self.media,
+            "object": self.object,
         }
         return make[chosen]()
 
@@ -231,6 +280,8 @@ class Maker:
             return self.listed(role=text)
         if domain == "search":
             return self.message_doc(body=text if text == LONE_SURROGATE else indexed(text))
+        if domain == "catalogue":
+            return self.media(filename=text)
         return self.user(display_name=text) if domain == "users" else self.conversation(title=text)
 
     def late(self, domain: str) -> Record:
@@ -243,6 +294,8 @@ class Maker:
             return self.listed(own)
         if domain == "search":
             return self.message_doc(own, self.id(self._late_us))
+        if domain == "catalogue":
+            return self.media(own)
         return self.user(own) if domain == "users" else self.conversation(own)
 
     def many(self, domain: str, number: int) -> list[Record]:
@@ -268,6 +321,8 @@ class Maker:
             return self._hostile_listings()
         if domain == "search":
             return self._hostile_documents()
+        if domain == "catalogue":
+            return self._hostile_catalogue()
         made = {f"body {name}": self.message(body=text) for name, text in TEXTS.items()}
         made |= {f"attributes {name}": self.message(attributes=text) for name, text in JSON_TEXTS.items()}
         made |= {f"kind {name}": self.message(kind=text) for name, text in TEXTS.items() if text}
@@ -327,6 +382,21 @@ class Maker:
         made["deleted user"] = self.user_doc(deleted=True)
         return made
 
+    def _hostile_catalogue(self) -> dict[str, Record]:
+        made = {f"file name {name}": self.media(filename=text) for name, text in TEXTS.items()}
+        made |= {f"type {name}": self.media(content_type=text) for name, text in TEXTS.items()}
+        made |= {f"attributes {name}": self.media(attributes=text) for name, text in JSON_TEXTS.items()}
+        made["no file name"] = self.media(filename=None)
+        made["nothing but the nil upload"] = self.media(upload=UUID(int=0), sha256="", size=0)
+        made["large"] = self.media(size=(1 << 53) + 1)
+        made["deleted item"] = self.media(deleted=True)
+        made |= {f"object type {name}": self.object(content_type=text) for name, text in TEXTS.items()}
+        made["an object held nowhere"] = self.object(held="")
+        made["an object held twice"] = self.object(held="files:0 s3:12", refs=(1 << 53) + 1)
+        made["an object that is due"] = self.object(refs=0, delete_after=1_700_000_000_123_457)
+        made["an object that is gone"] = self.object(deleted=True)
+        return made
+
     def next_versions(self, record: Record, number: int) -> list[Record]:
         """Later versions of a record with different contents, the last one a tombstone."""
         made = []
@@ -352,6 +422,10 @@ class Maker:
             other = self.message_doc(version=version, body=text, deleted=deleted)
         elif record.kind == "user_doc":
             other = self.user_doc(version=version, names=text, deleted=deleted)
+        elif record.kind == "media":
+            other = self.media(version=version, filename=text, deleted=deleted)
+        elif record.kind == "object":
+            other = self.object(version=version, held=text, deleted=deleted)
         else:
             other = self.claim(version=version, deleted=deleted)
         return other._replace(key=record.key)
