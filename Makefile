@@ -57,9 +57,9 @@ docs: $(STAMP)  ## the documentation, checked: links resolve, examples run
 	@[ -e tests/docs/__init__.py ] || { echo "make docs: tests/docs is not written yet"; exit 2; }
 	@$(BIN)/python -m pytest -q tests/docs
 
-stack: $(STAMP)  ## starts real servers for playing by hand and prints the TOML for them
+stack: $(STAMP)  ## starts real servers for playing by hand and prints the TOML for them; WITH=redis,s3 adds some
 	@[ -e tests/servers/__main__.py ] || { echo "make stack: tests/servers/__main__.py is not written yet"; exit 2; }
-	@$(BIN)/python -m tests.servers
+	@$(BIN)/python -m tests.servers --with "$(WITH)"
 
 clean:  ## removes what these targets made in the checkout
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage datalayer-data
@@ -89,9 +89,8 @@ with-servers:
 without-servers:
 	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'not servers and not deep' tests
 
-real-needs:
+real-needs: $(STAMP)
 	@for folder in contract simulation integration acceptance; do \
 	  ls tests/$$folder/test_*.py > /dev/null 2>&1 || { echo "make test: tests/$$folder holds no test yet"; exit 2; }; done
 	@[ -e tests/servers/__init__.py ] || { echo "make test: tests/servers is not written yet"; exit 2; }
-	@[ -n "$${DATALAYER_TEST_CASSANDRA_URL:-}" ] || command -v java > /dev/null || \
-	  { echo "make test: java is missing (Cassandra needs Java 17): install it (Debian: apt install openjdk-17-jre-headless) or set DATALAYER_TEST_CASSANDRA_URL"; exit 2; }
+	@$(BIN)/python -m tests.servers needs

@@ -310,7 +310,7 @@ def test_leased_ports_are_kept_apart() -> None:
 
 def test_stack_prints_the_toml_and_ends_with_sigint(tmp_path: Path) -> None:
     target = tmp_path / "stack.toml"
-    command = [sys.executable, "-m", "tests.servers", "stack", "--toml", str(target)]
+    command = [sys.executable, "-m", "tests.servers", "stack", "--with", "redis,s3", "--toml", str(target)]
     stack = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     eventually(lambda: target.exists() or stack.poll() is not None, timeout_s=300)
     assert stack.poll() is None, stack.communicate()
@@ -318,6 +318,8 @@ def test_stack_prints_the_toml_and_ends_with_sigint(tmp_path: Path) -> None:
     url = settings["backends"]["main"]["url"]
     assert fetch(url, "SELECT current_database()") == [("datalayer",)]
     assert settings["backends"]["cassandra"]["url"].startswith("cassandra://127.0.0.1:")
+    assert settings["backends"]["redis"]["url"].startswith("redis://127.0.0.1:")
+    assert settings["backends"]["s3"]["url"].startswith("s3://")
     stack.send_signal(signal.SIGINT)
     printed, _ = stack.communicate(timeout=60)
     assert stack.returncode == 0

@@ -12,12 +12,14 @@ import pytest
 
 from tests.servers import InstallFailed, golang, java, packages
 from tests.servers.given import (
+    CASSANDRA_VARIABLE,
     DYNAMODB_VARIABLE,
     OPENSEARCH_VARIABLE,
     REDIS_CLUSTER_VARIABLE,
     REDIS_VARIABLE,
     S3_VARIABLE,
 )
+from tests.servers.needs import missing
 from tests.servers.redis import install_redis
 from tests.servers.redis.install import BINARY_VARIABLE
 from tests.servers.watchdog import look
@@ -76,6 +78,21 @@ def test_what_is_missing_is_named() -> None:
         java.install_java(reason="it needs it", compiler=True)
     with pytest.raises(InstallFailed, match=r"Maven fetches the jars of thing and is missing; .* maven"):
         java.installed_jars("thing", ROOT / "pyproject.toml", needed=())
+
+
+@pytest.mark.usefixtures("bare")
+def test_needs_are_told_before_the_run_unless_servers_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = missing()
+    for sentence, tool in zip(said, ("Java 17 with javac", "Maven", "Redis", "Go 1.21"), strict=True):
+        assert sentence.startswith(f"{tool} ")
+    monkeypatch.setattr(packages, "can_apt", lambda: True)
+    assert missing() == said[3:]
+    monkeypatch.setattr(packages, "can_apt", lambda: False)
+    for variable in {*_GIVEN, CASSANDRA_VARIABLE} - {S3_VARIABLE}:
+        monkeypatch.setenv(variable, "given")
+    assert missing() == said[3:]
+    monkeypatch.setenv(S3_VARIABLE, "given")
+    assert missing() == []
 
 
 def test_a_program_that_does_not_build_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,18 +28,23 @@ def go_installed(module: str, version: str) -> Path:
     return cache.installed(key, lambda target: _build(f"{module}@{version}", target)) / name
 
 
-def _find_go(program: str) -> str:
-    found = shutil.which("go") or (str(_SYSTEM) if _SYSTEM.exists() else None)
+def find_go() -> str | None:
+    """The go command, where there is one."""
+    return shutil.which("go") or (str(_SYSTEM) if _SYSTEM.exists() else None)
+
+
+def _go_for(program: str) -> str:
+    found = find_go()
     if found is None:
         packages.apt_install(("golang-go",), reason=f"{_WANTED} builds {program} and is missing")
-        found = shutil.which("go")
+        found = find_go()
     if found is None:
         raise InstallFailed(f"apt-get install golang-go brought no go to PATH; install {_WANTED} by hand")
     return found
 
 
 def _build(program: str, target: Path) -> None:
-    go = _find_go(program)
+    go = _go_for(program)
     _logger.info("building %s (minutes, once)", program)
     # Its own caches and proxies are the user's.
     kept = {

@@ -23,14 +23,25 @@ def install_java(*, reason: str, compiler: bool = False) -> Path:
     Raises:
         InstallFailed: none here, and apt cannot bring it; says what to install by hand.
     """
-    found = _find_java(compiler=compiler)
+    found = find_java(compiler=compiler)
     if found is None:
         packages.apt_install((f"openjdk-{_JAVA}-{'jdk' if compiler else 'jre'}-headless",), reason=reason)
-        found = _find_java(compiler=compiler)
+        found = find_java(compiler=compiler)
     if found is None:
         what = f"Java {_JAVA} with javac" if compiler else f"Java {_JAVA}"
         raise InstallFailed(f"apt brought no {what} to /usr/lib/jvm; set DATALAYER_SERVERS_JAVA_HOME")
     return found
+
+
+def find_java(*, compiler: bool) -> Path | None:
+    """The java command of a Java 17, with javac beside it if need be, where there is one."""
+    for java in _candidates():
+        if not java.exists() or (compiler and not java.resolve().with_name("javac").exists()):
+            continue
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+        if re.search(rf'version "{_JAVA}\b', said):
+            return java.resolve()
+    return None
 
 
 def classpath(lib: Path) -> str:
@@ -66,16 +77,6 @@ def _candidates() -> Iterator[Path]:
     if found := shutil.which("java"):
         yield Path(found)
     yield from Path("/usr/lib/jvm").glob(f"*{_JAVA}*/bin/java")
-
-
-def _find_java(*, compiler: bool) -> Path | None:
-    for java in _candidates():
-        if not java.exists() or (compiler and not java.resolve().with_name("javac").exists()):
-            continue
-        said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-        if re.search(rf'version "{_JAVA}\b', said):
-            return java.resolve()
-    return None
 
 
 def _fetch_jars(product: str, pom: Path, needed: Sequence[str], target: Path) -> None:
