@@ -15,6 +15,7 @@ from datalayer.cli.running import Stop, holder, moving_bulk, run, with_places
 from datalayer.cli.texts import status_text, table
 from datalayer.clock import SystemClock
 from datalayer.control.base import Migration
+from datalayer.domains.soft import TTL_MAX_S
 from datalayer.errors import NotFinished
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.opening import open_places
@@ -37,6 +38,7 @@ _LASTING = {
     "canary": "canary_pct",
     "verify": "verify",
     "foreign_writers": "foreign_writers",
+    "longest_ttl": "lifetime_s",
 }
 
 
@@ -71,6 +73,14 @@ class Request:
 @click.option("--verify", type=click.Choice(["full", "sample"]), default="full", show_default=True)
 @click.option("--assume-dead", multiple=True, metavar="GLOB", help="Processes not to wait for: host:pid, host or name.")
 @click.option("--foreign-writers", type=click.Choice(["refuse"]), help="Cut over although other programs write.")
+@click.option(
+    "--longest-ttl",
+    type=float,
+    default=TTL_MAX_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Presence, typing: the longest ttl in use.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.option("--yes", is_flag=True, help="Cut over without asking.")
 def migrate(console: Console, /, domain: str, target: str | None, *, dry_run: bool, **chosen: Any) -> None:
@@ -101,6 +111,7 @@ def _options(
     verify: Literal["full", "sample"],
     assume_dead: tuple[str, ...],
     foreign_writers: Literal["refuse"] | None,
+    longest_ttl: float,
     yes: bool,
 ) -> MigrateOptions:
     return MigrateOptions(
@@ -112,6 +123,7 @@ def _options(
         verify=verify,
         assume_dead=assume_dead,
         foreign_writers=foreign_writers or "ask",
+        lifetime_s=longest_ttl,
         yes=yes,
         given=_given(),
     ).checked()

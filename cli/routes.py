@@ -7,6 +7,8 @@ from typing import Any
 from datalayer.cli.console import Console, command
 from datalayer.cli.running import with_places
 from datalayer.cli.texts import table
+from datalayer.domains.movement import OPTIONAL
+from datalayer.errors import ConfigurationError
 from datalayer.layer import MOVABLE
 from datalayer.routing.places import Places
 from datalayer.routing.route import Routing
@@ -30,9 +32,19 @@ def routes(console: Console) -> None:
     console.result({"routes": listed}, table(rows, _HEAD))
 
 
+def _first(domain: str, settings: Settings) -> str | None:
+    """The backend that will be its first place; None where an optional domain has none."""
+    try:
+        return settings.backend_of(domain).name
+    except ConfigurationError:
+        if domain not in OPTIONAL:
+            raise
+        return None
+
+
 def _described(domain: str, routing: Routing | None, settings: Settings) -> dict[str, Any]:
     if routing is None:
-        first = settings.backend_of(domain).name
+        first = _first(domain, settings)
         return dict(zip(_HEAD, (domain, first, "not placed yet", 0, None, None), strict=True))
     authority, mirror = routing.authority, routing.mirror
     values = (

@@ -16,14 +16,18 @@ from datalayer.clock import Deadline, SystemClock
 from datalayer.control.base import ProcessInfo
 from datalayer.control.connect import open_control
 from datalayer.domains.movement import OPTIONAL
+from datalayer.domains.soft import SOFT_DOMAINS
 from datalayer.errors import ConfigurationError, DatalayerError, RoutingMismatch
 from datalayer.ids import IdSource
 from datalayer.repositories.arguments import ambient_deadline, deadline_of
 from datalayer.repositories.conversations import Conversations
 from datalayer.repositories.limits import Limits
 from datalayer.repositories.messages import Messages
+from datalayer.repositories.presence import PresenceRepository
 from datalayer.repositories.search import Search
+from datalayer.repositories.typing import Typing
 from datalayer.repositories.users import Users
+from datalayer.repositories.watching import Watching
 from datalayer.routing import consistency
 from datalayer.routing.indexer import Indexer
 from datalayer.routing.indexes import SEARCH
@@ -33,6 +37,7 @@ from datalayer.routing.projector import Projector, Sources
 from datalayer.routing.replicareads import ReplicaReads, ReplicaWatch
 from datalayer.routing.route import Place
 from datalayer.routing.router import Router
+from datalayer.routing.soft import Misses, SoftSides
 from datalayer.routing.watchdog import Watchdog
 from datalayer.settings import Settings, load_settings
 from datalayer.stores.base import MetaRow
@@ -52,7 +57,7 @@ if TYPE_CHECKING:
     from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
-MOVABLE: Final = ("users", "messages", "conversations", "listings", "search")
+MOVABLE: Final = ("users", "messages", "conversations", "listings", "search", "presence", "typing")
 """The domains that an open DataLayer serves."""
 FIRST_INDEX: Final = "first"
 """The document that says whether the first index held everything when it was placed."""
@@ -138,6 +143,11 @@ class DataLayer:
         else:
             self.messages = Messages(sources.messages, ids, clock, limits)
             self.conversations = Conversations(pair, ids, clock, limits)
+        self._misses = Misses(control, clock, self.process.id, options.name)
+        self._soft = {name: SoftSides(routers[name], self._misses, clock) for name in SOFT_DOMAINS}
+        self._watching = Watching(self._soft["presence"], clock)
+        self.presence = PresenceRepository(self._soft["presence"], self._watching, clock, limits)
+        self.typing = Typing(self._soft["typing"], clock, limits)
 
     @classmethod
     @asynccontextmanager
@@ -197,6 +207,10 @@ class DataLayer:
 
     async def close(self) -> None:
         """Leave the fleet and give every connection back. Idempotent."""
+        await self._watching.stop()
+        for sides in self._soft.values():
+            await sides.stop()
+        await self._misses.stop()
         await self.projector.stop()
         await self.indexer.stop()
         await self._watchdog.stop()
@@ -259,8 +273,9 @@ class DataLayer:
     async def health(self) -> dict[str, Any]:
         """For readiness probes: {"ready": bool, "domains": {...}, "backends": {name: "ok" | reason}, "replicas":
         {backend: [...]}, "projections": {"listings": {"behind": members whose lists are behind, "oldest_s": since when},
-        "search": likewise of keys, where there is an index}}. A replica that is down leaves a process ready: the primary answers in its place; one shard
-        that is down does, too: the others' users are served.
+        "search": likewise of keys, where there is an index}}. A replica that is down leaves a process ready: the primary
+        answers in its place; one shard that is down does, too: the others' users are served; so does the store of presence
+        and typing: who asks is told that it is unknown.
         """
         deadline = Deadline(self.clock, 2.0)
         serving = self._serving
@@ -273,7 +288,8 @@ class DataLayer:
             name: {"phase": str(r.routing.phase), "epoch": r.routing.epoch, "backend": r.routing.authority.backend}
             for name, r in serving.items()
         }
-        ready = all(any(backends[member] == "ok" for member in members) for members in shards.values())
+        needed = {r.routing.authority.backend for name, r in serving.items() if name not in SOFT_DOMAINS}
+        ready = all(any(backends[member] == "ok" for member in shards[name]) for name in needed)
         return {
             "ready": ready,
             "process": self.process.id,
@@ -382,6 +398,8 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
         own = _of_postgres(configured)
         if configured.replicas:
             own["replicas"] = configured.replicas
+        if configured.scheme == "memory" and name not in settings.backends:
+            own["soft_alone"] = True
         backends[name] = factory(name, configured.url, pool_max=configured.pool_max, clock=clock, **own)
     return backends
 
@@ -468,6 +486,8 @@ def _first_place(settings: Settings, places: Places, domain: str) -> tuple[Place
         if domain not in OPTIONAL:
             raise
         return None, error.message
+    if name not in places.backends and domain in OPTIONAL and domain not in settings.routes:
+        return None, f"{domain} has no backend here"
     reason = places.backends[name].refuses(domain)
     if reason is None:
         return Place(name), ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from uuid import UUID
 
@@ -248,3 +249,33 @@ class Count:
 
     total: int
     missing: tuple[str, ...] = ()
+
+
+class Presence(StrEnum):
+    """Whether a user is there."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    UNKNOWN = "unknown"
+    """The store, or the node of it that knows this user, did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of a user that beats: when it was heard of last, and when it counts as gone."""
+
+    name: str
+    seen_at: datetime
+    expires_at: datetime
+    status: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A user who came or went; ``presence`` is ONLINE or OFFLINE. ``at``: when the change was seen, or the last device
+    had left or ended.
+    """
+
+    user_id: UUID
+    presence: Presence
+    at: datetime

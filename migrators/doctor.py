@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.clock import Deadline
 from datalayer.control.connect import open_control
-from datalayer.errors import DatalayerError, SchemaBehind
+from datalayer.domains.movement import OPTIONAL
+from datalayer.domains.soft import SOFT_DOMAINS
+from datalayer.errors import ConfigurationError, DatalayerError, SchemaBehind
 from datalayer.layer import MOVABLE, close_stores, make_backends
 from datalayer.routing.indexer import IndexWriter
 from datalayer.routing.places import SELF_CREATING, Places
@@ -71,6 +73,7 @@ async def diagnose(settings: Settings, clock: Clock) -> list[Finding]:
         if routings is not None:
             findings += await _routes(settings, backends, routings)
             findings += await _meta(control, backends, routings)
+            findings += await _alone(control, backends, routings)
             findings += await _listings(backends, routings, clock)
             findings += await _search(Places(backends, control, clock), routings)
     finally:
@@ -180,7 +183,7 @@ async def _replicas(backend: Replicated, name: str, clock: Clock) -> list[Findin
 def _url(settings: Settings, name: str) -> BackendUrl | None:
     """Where a backend or shard is."""
     whole, _, member = name.partition("/")
-    return settings.backends[whole].members[member] if member else settings.backends[name].url
+    return settings.backends[whole].members[member] if member else settings.all_backends(MOVABLE)[name].url
 
 
 async def _routes(
@@ -193,7 +196,7 @@ async def _routes(
             findings.append(await _unplaced(settings, backends, domain))
             continue
         name = routing.authority.backend
-        if name not in settings.backends:
+        if name not in settings.all_backends(MOVABLE):
             detail = f"it is routed to backend {name!r}, which is not configured here"
             findings.append(Finding(f"route {domain}", False, detail, f"add [backends.{name}] to the configuration"))
         else:
@@ -228,7 +231,13 @@ async def _unplaced(settings: Settings, backends: Mapping[str, Backend], domain:
                 f"the control store has no place for it, but {name} says {row.role} for deployment {row.deployment}"
             )
             return Finding(what, False, detail, "point [control] at that deployment's control store")
-    return Finding(what, True, f"not placed yet; {settings.backend_of(domain).name} will be its first place")
+    try:
+        first = settings.backend_of(domain).name
+    except ConfigurationError:
+        if domain not in OPTIONAL:
+            raise
+        return Finding(what, True, "no backend was given to it: nobody can use it")
+    return Finding(what, True, f"not placed yet; {first} will be its first place")
 
 
 async def _meta(control: Control, backends: Mapping[str, Backend], routings: Mapping[str, Routing]) -> list[Finding]:
@@ -237,7 +246,7 @@ async def _meta(control: Control, backends: Mapping[str, Backend], routings: Map
     metas: dict[str, Mapping[tuple[str, int], MetaRow]] = {}
     for domain, routing in routings.items():
         place = routing.authority
-        if place.backend not in backends:
+        if place.backend not in backends or _in_each_process(backends, routing):
             continue
         try:
             if place.backend not in metas:
@@ -257,6 +266,28 @@ async def _meta(control: Control, backends: Mapping[str, Backend], routings: Map
             way_out = "the control store was restored from an old copy: see the runbook"
             findings.append(Finding(what, False, detail, way_out))
     return findings
+
+
+def _in_each_process(backends: Mapping[str, Backend], routing: Routing) -> bool:
+    """Whether a soft domain lies in the memory of each process: nobody else can look into that."""
+    backend = backends.get(routing.authority.backend)
+    return routing.domain in SOFT_DOMAINS and backend is not None and backend.product == "memory"
+
+
+async def _alone(control: Control, backends: Mapping[str, Backend], routings: Mapping[str, Routing]) -> list[Finding]:
+    """Whether a fleet keeps presence where each process knows its own users alone."""
+    parted = [name for name, routing in routings.items() if _in_each_process(backends, routing)]
+    if not parted:
+        return []
+    try:
+        number = len(await control.processes())
+    except DatalayerError:
+        return []  # told of the control store already
+    what = " and ".join(parted)
+    if number <= 1:
+        return [Finding("memory", True, f"{what} in the memory of the process: right for one process, not for more")]
+    detail = f"{what} lie in the memory of each of {number} processes: each knows only whom it serves itself"
+    return [Finding("memory", False, detail, f"datalayer migrate {parted[0]} --to BACKEND")]
 
 
 async def _listings(backends: Mapping[str, Backend], routings: Mapping[str, Routing], clock: Clock) -> list[Finding]:

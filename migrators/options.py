@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any, Literal, Protocol
 
+from datalayer.domains.soft import TTL_MAX_S
 from datalayer.errors import InvalidArgument
 from datalayer.migrators.plan import Until
 
@@ -25,6 +26,8 @@ class MigrateOptions:
     foreign_writers: Literal["ask", "refuse"] = "ask"
     yes: bool = False
     """The cut-over and all that follows is confirmed."""
+    lifetime_s: float = TTL_MAX_S
+    """Of soft domains: the longest lifetime in use, for which both sides are written before one of them is left."""
     ack_timeout_s: float = 30.0
     """How long to wait for processes that have not acknowledged."""
     given: frozenset[str] = frozenset()
@@ -40,11 +43,13 @@ class MigrateOptions:
             raise InvalidArgument(f"rate is {self.rate_rows_per_s}; it must be above 0 rows a second")
         if not 1 <= self.max_hold_ms <= 60_000:
             raise InvalidArgument(f"max-hold is {self.max_hold_ms} ms; it must be from 1 to 60000")
+        if not 0 < self.lifetime_s <= TTL_MAX_S:
+            raise InvalidArgument(f"longest-ttl is {self.lifetime_s} s; it must be above 0 and at most {TTL_MAX_S:g}")
         return self
 
     def lasting(self) -> dict[str, Any]:
         """What is kept with the migration."""
-        kept = ("workers", "rate_rows_per_s", "max_hold_ms", "canary_pct", "verify", "foreign_writers")
+        kept = ("workers", "rate_rows_per_s", "max_hold_ms", "canary_pct", "verify", "foreign_writers", "lifetime_s")
         return {name: value for name, value in asdict(self).items() if name in kept}
 
 

@@ -74,9 +74,14 @@ def databases(settings: Settings, backends: Mapping[str, Backend], only: str | N
     found = [
         Database(name, backend.product, backend)
         for name, backend in sorted(backends.items())
-        if name in names and not isinstance(backend, ShardedBackend)
+        if name in names and not isinstance(backend, ShardedBackend) and not _unasked(settings, name, backend)
     ]
     return found if only is not None else [*found, Database(CONTROL, settings.control.scheme, None)]
+
+
+def _unasked(settings: Settings, name: str, backend: Backend) -> bool:
+    """The memory of a process that nobody configured: it has no schema."""
+    return backend.product == "memory" and name not in settings.backends and "/" not in name
 
 
 async def inspect_schemas(

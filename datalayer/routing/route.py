@@ -51,7 +51,9 @@ class Routing:
     attempt: int = 0
     canary_pct: int = 100
     floor: int = 0
-    """Every version allotted by a last-writer authority of this attempt is above this one."""
+    """Every version allotted by a last-writer authority of this attempt is above this one. Of a soft domain: the longest
+    lifetime that its migration waits for, microseconds.
+    """
 
     @property
     def authority(self) -> Place:

@@ -12,7 +12,7 @@ from datalayer.layer import LayerOptions
 from datalayer.repositories.arguments import _Unset
 from datalayer.routing.consistency import LevelName
 from datalayer.settings import Settings
-from datalayer.types import Conversation, Count, Hit, Listed, Member, Message, Page, User
+from datalayer.types import Conversation, Count, Device, Hit, Listed, Member, Message, Page, Presence, User
 
 __all__ = ["DataLayer"]
 
@@ -163,12 +163,36 @@ class Search:
         self, prefix: str, *, limit: int = ..., cursor: str | None = ..., timeout: float | None = ...
     ) -> Page[User]: ...
 
+class PresenceRepository:
+    def heartbeat(
+        self,
+        user_id: UUID | str,
+        *,
+        device: str = ...,
+        ttl: float = ...,
+        status: str = ...,
+        timeout: float | None = ...,
+    ) -> None: ...
+    def leave(self, user_id: UUID | str, *, device: str = ..., timeout: float | None = ...) -> None: ...
+    def online(self, ids: Iterable[UUID | str], *, timeout: float | None = ...) -> dict[UUID, Presence]: ...
+    def last_seen(self, ids: Iterable[UUID | str], *, timeout: float | None = ...) -> dict[UUID, datetime]: ...
+    def devices(self, user_id: UUID | str, *, timeout: float | None = ...) -> tuple[Device, ...]: ...
+
+class Typing:
+    def start(
+        self, conversation_id: UUID | str, user_id: UUID | str, *, ttl: float = ..., timeout: float | None = ...
+    ) -> None: ...
+    def stop(self, conversation_id: UUID | str, user_id: UUID | str, *, timeout: float | None = ...) -> None: ...
+    def who(self, conversation_id: UUID | str, *, timeout: float | None = ...) -> tuple[UUID, ...]: ...
+
 class DataLayer:
     settings: Settings
     users: Users
     messages: Messages
     conversations: Conversations
     search: Search
+    presence: PresenceRepository
+    typing: Typing
     @classmethod
     @contextmanager
     def open(

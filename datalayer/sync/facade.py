@@ -19,7 +19,9 @@ from datalayer.errors import Closed
 from datalayer.layer import DataLayer as AsyncDataLayer
 from datalayer.repositories.conversations import Conversations as AsyncConversations
 from datalayer.repositories.messages import Messages as AsyncMessages
+from datalayer.repositories.presence import PresenceRepository
 from datalayer.repositories.search import Search as AsyncSearch
+from datalayer.repositories.typing import Typing
 from datalayer.repositories.users import Users as AsyncUsers
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ REPOSITORIES: dict[str, type] = {
     "messages": AsyncMessages,
     "conversations": AsyncConversations,
     "search": AsyncSearch,
+    "presence": PresenceRepository,
+    "typing": Typing,
 }
 
 

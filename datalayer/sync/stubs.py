@@ -56,10 +56,11 @@ def _signature(method: ast.FunctionDef) -> str:
 
 
 def _coroutines(kind: type) -> list[ast.FunctionDef]:
-    """The public coroutine methods, as plain ones."""
+    """The public coroutine methods, as plain ones; what is iterated asynchronously has no plain form."""
     found = []
     for node in _body(kind, ast.AsyncFunctionDef):
-        if not node.name.startswith("_"):
+        iterated = any(isinstance(inner, ast.Yield) for inner in ast.walk(node))
+        if not node.name.startswith("_") and not iterated:
             plain = ast.FunctionDef(
                 name=node.name, args=node.args, body=[], decorator_list=node.decorator_list, returns=node.returns
             )

@@ -196,10 +196,9 @@ def test_every_repository_and_method_of_the_layer_is_there(layer: DataLayer) -> 
     asynchronous = public(AsyncDataLayer, inspect.isroutine) - {"start", "router", "forked"}
     assert asynchronous == public(DataLayer, inspect.isroutine)
     for name, kind in REPOSITORIES.items():
-        methods = public(kind, inspect.iscoroutinefunction)
-        assert methods <= set(dir(getattr(layer, name)))
-        first = min(methods)
-        assert getattr(getattr(layer, name), first).__doc__ == getattr(kind, first).__doc__
+        assert public(kind, inspect.iscoroutinefunction) <= set(dir(getattr(layer, name)))
+        for method in public(kind, inspect.iscoroutinefunction):
+            assert getattr(getattr(layer, name), method).__doc__ == getattr(kind, method).__doc__
 
 
 def test_tokens_and_levels_without_await(layer: DataLayer) -> None:

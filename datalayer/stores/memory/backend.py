@@ -8,6 +8,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.domains.registry import DOMAINS
+from datalayer.domains.soft import SOFT_DOMAINS
 from datalayer.errors import (
     Closed,
     ConfigurationError,
@@ -20,6 +21,7 @@ from datalayer.errors import (
 from datalayer.stores.memory.faults import Call, Fault, Injection, Injector, ProcessCrash, no_faults
 from datalayer.stores.memory.objects import MemoryObjects
 from datalayer.stores.memory.server import MemoryServer, server_named
+from datalayer.stores.memory.soft import MemorySoft
 from datalayer.stores.memory.store import (
     MemoryCatalogue,
     MemoryConversations,
@@ -63,7 +65,7 @@ _WITH_EFFECT: Final = frozenset({Fault.LOST_REPLY, Fault.HANG_APPLIED, Fault.CRA
 class MemoryBackend:
     """One client of one ``MemoryServer``. Several may share a server; a crash of one loses nothing of it.
 
-    ``inject`` chooses what happens to each call; ``timeout_s`` bounds calls that carry no deadline.
+    ``soft_alone``: it was not configured, and holds nothing that a process must not lose. ``inject`` chooses what happens to each call; ``timeout_s`` bounds calls that carry no deadline.
     """
 
     product: str = "memory"
@@ -76,6 +78,7 @@ class MemoryBackend:
         client: str = "client",
         inject: Injector = no_faults,
         timeout_s: float = 5.0,
+        soft_alone: bool = False,
     ) -> None:
         self.server: Final = server
         self.name = server.name if name is None else name
@@ -83,6 +86,7 @@ class MemoryBackend:
         self._client = client
         self._inject = inject
         self._timeout_s = timeout_s
+        self._soft_alone = soft_alone
         self._closed = False
 
     async def open(self) -> None:
@@ -96,6 +100,10 @@ class MemoryBackend:
         await self.call("ping", lambda: None, deadline, write=False)
 
     def refuses(self, domain: str) -> str | None:
+        if domain in SOFT_DOMAINS:
+            return None
+        if self._soft_alone:
+            return f"{self.name} is the memory of each process, for presence and typing alone"
         if domain == "media":
             return None
         if domain not in DOMAINS:
@@ -105,6 +113,8 @@ class MemoryBackend:
         return None
 
     def store(self, domain: str, attempt: int) -> Any:
+        if domain in SOFT_DOMAINS:
+            return MemorySoft(self, domain, attempt)
         if domain == "media":
             return MemoryObjects(self, attempt)
         kind = _STORES.get((domain, self.authority_class))
@@ -222,6 +232,13 @@ def _lost(call: Call, fault: Fault) -> DatalayerError:
     return Unavailable(f"the connection to {call.server} broke during {call.name}")
 
 
-def create_backend(name: str, url: Any, *, pool_max: int, clock: Clock) -> MemoryBackend:  # noqa: ARG001 - as every factory
+def create_backend(
+    name: str,
+    url: Any,  # noqa: ARG001 - as every factory
+    *,
+    pool_max: int,  # noqa: ARG001 - as every factory
+    clock: Clock,
+    soft_alone: bool = False,
+) -> MemoryBackend:
     """The client of ``memory://``: its server is the one of the backend's name in this process (``SERVERS``)."""
-    return MemoryBackend(server_named(name, clock, "transactional"), name=name)
+    return MemoryBackend(server_named(name, clock, "transactional"), name=name, soft_alone=soft_alone)

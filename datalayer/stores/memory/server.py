@@ -6,7 +6,7 @@ them over a wire that may fail. No I/O, no clock and no random source of its own
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from datalayer.domains.record import Key, Record
 from datalayer.domains.registry import DOMAINS, KINDS
@@ -15,6 +15,7 @@ from datalayer.stores.base import Entry
 from datalayer.stores.memory import reference
 from datalayer.stores.memory.outbox import Following
 from datalayer.stores.memory.side import Side
+from datalayer.stores.memory.soft import SoftTable
 from datalayer.stores.memory.table import Table
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class MemoryServer:
         self.authority_class: Final = authority_class
         self.refuse = refuse
         self.up = True
+        self.reach: Literal["process", "network"] = "process"
+        """What soft domains say of it: ``network`` where it stands for a product that every process reaches."""
         self.tables: Final[dict[PlaceKey, Table]] = {}
         self.meta: Final[dict[tuple[str, int], MetaRow]] = {}
         self.tokens: Final[dict[str, int]] = {}
@@ -57,6 +60,7 @@ class MemoryServer:
         self._sides: Final[dict[PlaceKey, dict[int, Side]]] = {}
         self.following: Final[dict[PlaceKey, dict[int, Following]]] = {}
         """The outboxes of each place, by the attempt of the index."""
+        self._soft: Final[dict[PlaceKey, SoftTable]] = {}
 
     # places
     def create(self, place: PlaceKey) -> None:
@@ -78,6 +82,16 @@ class MemoryServer:
             msg = f"{place[0]} of attempt {place[1]} is not in {self.name} any more"
             raise StaleRoute(msg)
         return table
+
+    def soft_table(self, place: PlaceKey) -> SoftTable:
+        """What is kept of a soft domain's place, made when it is first asked for."""
+        if place not in self._soft:
+            self._soft[place] = SoftTable(place[0])
+        return self._soft[place]
+
+    def drop_soft(self, place: PlaceKey) -> None:
+        """Forget a soft domain's place."""
+        self._soft.pop(place, None)
 
     # records
     def check(self, record: Record) -> str | None:

@@ -1,0 +1,92 @@
+"""The port of soft domains: presence and typing, at one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from uuid import UUID
+
+    from datalayer.clock import Deadline
+    from datalayer.domains.soft import Beat, Entry
+
+
+class SoftPage(NamedTuple):
+    """A page of a scan, and the token to go on after; None at the end."""
+
+    beats: list[Beat]
+    after: str | None
+
+
+class Ear(Protocol):
+    """Who listens to the changes of some keys."""
+
+    @property
+    def keys(self) -> Collection[UUID]:
+        """What is listened to now."""
+        ...
+
+    def hint(self, key: UUID) -> None:
+        """Something may have changed: look. Called for keys of ``keys``, perhaps of others too."""
+        ...
+
+    def connected(self) -> None:
+        """From now on hints come; what happened before must be looked up."""
+        ...
+
+    async def changed(self) -> None:
+        """Return once ``keys`` has grown."""
+        ...
+
+
+@runtime_checkable
+class SoftStore(Protocol):
+    """One soft domain at one place."""
+
+    reach: Literal["process", "network"]
+    """``process``: each process has a place of its own, which nobody else can see."""
+    pushes: bool
+    """Whether ``listen`` gives hints; otherwise watchers read again and again."""
+
+    async def beat(self, beat: Beat, deadline: Deadline) -> None:
+        """Keep a beat unless a newer one of its item is known (`datalayer.domains.soft.admit`). Idempotent.
+
+        Unavailable (not written), OutcomeUnknown.
+        """
+        ...
+
+    async def ends(self, keys: Sequence[UUID], deadline: Deadline) -> dict[UUID, int | None]:
+        """Of each key when its last item ends or has ended (microseconds, 0: nothing known), in one round trip a node.
+
+        None where its node did not answer: nothing is known of that key. Never raises for a node.
+        """
+        ...
+
+    async def entries(self, keys: Sequence[UUID], deadline: Deadline) -> dict[UUID, Entry | None]:
+        """All that is kept of each key; None where its node did not answer."""
+        ...
+
+    async def apply(self, beats: Sequence[Beat]) -> None:
+        """Keep many beats, as ``beat`` does. Idempotent; a copy of another place lands so."""
+        ...
+
+    async def scan(self, after: str | None, limit: int) -> SoftPage:
+        """About ``limit`` beats, each key at least once while it exists from the first page to the last."""
+        ...
+
+    async def listen(self, ear: Ear) -> None:
+        """Give hints until the connection ends (returns or raises) or the caller cancels. Only where ``pushes``."""
+        ...
+
+    async def create(self) -> None:
+        """Make the place. Idempotent."""
+        ...
+
+    async def drop(self) -> None:
+        """Remove the place with all that is in it. Idempotent."""
+        ...
+
+    async def empty(self) -> bool:
+        """Whether nothing is kept here (a missing place raises SchemaBehind)."""
+        ...
