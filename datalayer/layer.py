@@ -144,7 +144,7 @@ class DataLayer:
             self.messages = Messages(sources.messages, ids, clock, limits)
             self.conversations = Conversations(pair, ids, clock, limits)
         self._misses = Misses(control, clock, self.process.id, options.name)
-        self._soft = {name: SoftSides(routers[name], self._misses, clock) for name in SOFT_DOMAINS}
+        self._soft = {name: SoftSides(routers[name], self._misses) for name in SOFT_DOMAINS}
         self._watching = Watching(self._soft["presence"], clock)
         self.presence = PresenceRepository(self._soft["presence"], self._watching, clock, limits)
         self.typing = Typing(self._soft["typing"], clock, limits)

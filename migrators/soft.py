@@ -64,6 +64,7 @@ class SoftAction(StrEnum):
     COPY = "copy"
     OUTLIVE = "outlive"
     COMPARE = "compare"
+    PUBLISH_DOUBT = "publish_doubt"
     SWITCH = "switch"
     OUTLIVE_OTHER = "outlive_other"
     PUBLISH_COMPLETE = "publish_complete"
@@ -78,7 +79,13 @@ PLAN: Final = {
     Stage.START: (SoftAction.CHECK_TARGET, SoftAction.CREATE_TARGET, SoftAction.PUBLISH_DUAL),
     Stage.BACKFILL: (SoftAction.AWAIT_BOTH, SoftAction.COPY, SoftAction.OUTLIVE),
     Stage.VERIFY: (SoftAction.OUTLIVE, SoftAction.COMPARE),
-    Stage.FLIP: (SoftAction.AWAIT_BOTH, SoftAction.OUTLIVE, SoftAction.SWITCH),
+    Stage.FLIP: (
+        SoftAction.AWAIT_BOTH,
+        SoftAction.OUTLIVE,
+        SoftAction.PUBLISH_DOUBT,
+        SoftAction.AWAIT_BOTH,
+        SoftAction.SWITCH,
+    ),
     Stage.COMPLETE: (
         SoftAction.AWAIT_BOTH,
         SoftAction.OUTLIVE_OTHER,
@@ -183,7 +190,7 @@ async def outlive_other(work: Work) -> str:
 
 
 async def _wait(work: Work) -> str:
-    lifetime = work.routing.floor / 1_000_000
+    lifetime = abs(work.routing.floor) / 1_000_000
     began = first = work.clock.monotonic()
     noted = await _noted(work)
     while (left := began + lifetime - work.clock.monotonic()) > 0:
@@ -325,13 +332,19 @@ async def repair(work: Work) -> dict[str, Any]:
 # --- flip and end ----------------------------------------------------------------------------------------------------
 
 
+async def publish_doubt(work: Work) -> str:
+    """From now on nobody is called away by one side's word: the other one will rule, and be written first."""
+    if work.routing.floor > 0:
+        await work.add_milestones("flipped")
+        await work.publish(replace(work.routing, floor=-work.routing.floor))
+    return f"epoch {work.routing.epoch}"
+
+
 async def switch(work: Work) -> str:
     """The other side answers from now on; beats still go to both."""
     phase = {Phase.DUAL: Phase.TARGET, Phase.TARGET: Phase.DUAL}.get(work.routing.phase)
     if phase is None:
         raise MigrationError(f"there is nothing to flip in phase {work.routing.phase}")
-    if "flipped" not in work.migration.milestones:
-        await work.add_milestones("flipped")
     await work.publish(replace(work.routing, phase=phase))
     await write_roles(work.places, work.routing)
     return f"epoch {work.routing.epoch}"
@@ -363,13 +376,14 @@ async def drop_target(work: Work) -> str:
 
 async def follow(work: Work) -> None:
     """Nothing runs beside the stages: the processes themselves keep both sides in step."""
-    await asyncio.Event().wait()
     del work
+    await asyncio.Event().wait()
 
 
 async def backlog(places: Places, migration: Migration, routing: Routing) -> int | None:
     """There is no journal whose length could be told."""
     del places, migration, routing
+    return None
 
 
 STRATEGY: Final = Strategy(
@@ -382,6 +396,7 @@ STRATEGY: Final = Strategy(
         SoftAction.COPY: copy,
         SoftAction.OUTLIVE: outlive,
         SoftAction.COMPARE: compare,
+        SoftAction.PUBLISH_DOUBT: publish_doubt,
         SoftAction.SWITCH: switch,
         SoftAction.OUTLIVE_OTHER: outlive_other,
         SoftAction.PUBLISH_COMPLETE: actions.publish_complete,

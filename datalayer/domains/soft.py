@@ -2,8 +2,8 @@
 
 A place of a soft domain maps a key (a user; a conversation) to items (devices; users who type), each the newest *beat*
 heard of it. Of two beats of one item the newer version wins, and of equal versions the later end: the order in which
-they arrive, and how often, changes nothing. Leaving is a beat that ends when it begins, so a late beat of before cannot
-bring an item back.
+they arrive, and how often, changes nothing. Leaving is a beat without a lifetime (its end is 0), so a late beat of
+before cannot bring an item back.
 
 Versions and ends are of the clock of the process that beats, and readers compare ends with their own: one rule for
 every store, also for those that have no clock or delete late. A difference of two machines' clocks lengthens or
@@ -31,7 +31,7 @@ KEEP_US: Final = {"presence": 30 * 24 * 3600 * 1_000_000, "typing": 0}
 
 
 class Beat(NamedTuple):
-    """One sign of life: microseconds since 1970 of when it was given and of when it ends."""
+    """One sign of life: microseconds since 1970 of when it was given and of when it ends; 0: the item has left."""
 
     key: UUID
     item: str
@@ -61,7 +61,7 @@ def admit(entry: Iterable[Beat], beat: Beat) -> Entry | None:
         return None
     kept[beat.item] = beat
     newest = max(kept.values(), key=lambda one: one.version)
-    alive = [one for one in kept.values() if one is newest or one.expires_us > newest.version - LATE_US]
+    alive = [one for one in kept.values() if max(one.version, one.expires_us) > newest.version - LATE_US]
     alive.sort(key=lambda one: one.version, reverse=True)
     return tuple(alive[:ITEMS_MAX])
 
@@ -78,7 +78,7 @@ def merge(*entries: Entry) -> Entry:
 
 
 def end_of(entry: Entry) -> int:
-    """When the last item of an entry ends or has ended; 0 of an empty one."""
+    """When the last item of an entry ends or has ended; 0 of an empty one, and of one that every item has left."""
     return max((beat.expires_us for beat in entry), default=0)
 
 

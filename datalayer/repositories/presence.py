@@ -9,6 +9,7 @@ from datalayer.domains.record import check_text
 from datalayer.domains.soft import TTL_MAX_S, TTL_MIN_S, Beat, seen_of
 from datalayer.errors import InvalidArgument, Unavailable
 from datalayer.repositories.arguments import as_ids, as_uuid, deadline_of
+from datalayer.repositories.watching import presences
 from datalayer.types import Device, Presence, from_us
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class PresenceRepository:
         """The user has left this device, as from now; a heartbeat that was given before counts no more. Idempotent."""
         user, name = as_uuid(user_id, "user_id"), as_name(device, "device")
         version = self._versions.next()
-        await self._sides.put(Beat(user, name, version, version), self._deadline(timeout))
+        await self._sides.put(Beat(user, name, version, 0), self._deadline(timeout))
 
     async def online(self, ids: Iterable[UUID | str], *, timeout: float | None = None) -> dict[UUID, Presence]:
         """Of each of at most 10,000 users: ONLINE while any device beats, OFFLINE, or UNKNOWN where the store, or the
@@ -90,8 +91,8 @@ class PresenceRepository:
         wanted = as_ids(ids, "ids", IDS_MAX)
         if not wanted:
             return {}
-        found = await self._sides.ends(wanted, self._deadline(timeout))
-        return self._watching.presences(found)
+        now = self._clock.now_us()
+        return presences(await self._sides.ends(wanted, now, self._deadline(timeout)), now)
 
     async def last_seen(self, ids: Iterable[UUID | str], *, timeout: float | None = None) -> dict[UUID, datetime]:
         """When each of at most 10,000 users was heard of last: a heartbeat or a leave, kept for 30 days after it ended.

@@ -36,7 +36,7 @@ class Typing:
 
     async def stop(self, conversation_id: UUID | str, user_id: UUID | str, *, timeout: float | None = None) -> None:
         """The user types no more; a start that was given before counts no more. Idempotent."""
-        await self._put(conversation_id, user_id, 0, timeout)
+        await self._put(conversation_id, user_id, None, timeout)
 
     async def who(self, conversation_id: UUID | str, *, timeout: float | None = None) -> tuple[UUID, ...]:
         """Who types there now, who began or went on last first (at most 100)."""
@@ -49,11 +49,12 @@ class Typing:
         return tuple(UUID(hex=beat.item) for beat in alive)
 
     async def _put(
-        self, conversation_id: UUID | str, user_id: UUID | str, lifetime_us: int, timeout: float | None
+        self, conversation_id: UUID | str, user_id: UUID | str, lifetime_us: int | None, timeout: float | None
     ) -> None:
         conversation, user = as_uuid(conversation_id, "conversation_id"), as_uuid(user_id, "user_id")
         version = self._versions.next()
-        await self._sides.put(Beat(conversation, user.hex, version, version + lifetime_us), self._deadline(timeout))
+        end = 0 if lifetime_us is None else version + lifetime_us
+        await self._sides.put(Beat(conversation, user.hex, version, end), self._deadline(timeout))
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return deadline_of(self._clock, timeout, self._limits)

@@ -75,12 +75,6 @@ class Watching:
 
     # --- watchers ----------------------------------------------------------------------------------------------------
 
-    def presences(self, ends: Mapping[UUID, int | None]) -> dict[UUID, Presence]:
-        """What ends of lifetimes mean now."""
-        now = self._clock.now_us()
-        unknown, online, offline = Presence.UNKNOWN, Presence.ONLINE, Presence.OFFLINE
-        return {key: unknown if end is None else online if end > now else offline for key, end in ends.items()}
-
     async def watch(self, ids: Sequence[UUID], known: Mapping[UUID, Presence]) -> AsyncIterator[Transition]:
         """Changes of these users' presence, first those from what was ``known``."""
         watcher = _Watcher(ids, known)
@@ -157,13 +151,13 @@ class Watching:
         return keys
 
     async def _look(self, keys: Sequence[UUID]) -> None:
+        now = self._clock.now_us()
         try:
-            found = await self._sides.ends(keys, Deadline(self._clock, READ_S))
+            found = await self._sides.ends(keys, now, Deadline(self._clock, READ_S))
         except DatalayerError:
             # Nothing is told of whom nothing is known; the caller's own calls raise the reason.
             found = dict.fromkeys(keys)
-        now = self._clock.now_us()
-        for key, presence in self.presences(found).items():
+        for key, presence in presences(found, now).items():
             end = found[key] or 0
             if key not in self._counts:
                 continue
@@ -245,6 +239,12 @@ class _Watcher:
         for transition in news:
             self._told[transition.user_id] = transition.presence
         return news
+
+
+def presences(ends: Mapping[UUID, int | None], now: int) -> dict[UUID, Presence]:
+    """What ends of lifetimes mean at an instant."""
+    unknown, online, offline = Presence.UNKNOWN, Presence.ONLINE, Presence.OFFLINE
+    return {key: unknown if end is None else online if end > now else offline for key, end in ends.items()}
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -52,7 +52,7 @@ class Routing:
     canary_pct: int = 100
     floor: int = 0
     """Every version allotted by a last-writer authority of this attempt is above this one. Of a soft domain: the longest
-    lifetime that its migration waits for, microseconds.
+    lifetime that its migration waits for, microseconds; negative once the target may rule.
     """
 
     @property

@@ -3,8 +3,8 @@
 While a domain moves, each beat goes to both sides; the authority's answer is the beat's. What fails at the mirror fails
 nobody: it is noted in the control store, and whoever moves the domain begins its wait anew. A reader asks the authority,
 and the mirror for those whom the authority does not call present: nobody is called absent while a process that is late
-by an epoch renews the other side. In `target` a mirror that does not answer leaves those unknown; in `dual` it was never
-trusted, and a target that is down changes no answer.
+by an epoch renews the other side. Once the target may rule (`Routing.floor` < 0), a mirror that does not answer leaves
+those unknown; before, it was never trusted, and a target that is down changes no answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.domains.soft import end_of, merge
 from datalayer.errors import Closed, DatalayerError, StaleRoute, Unavailable
-from datalayer.routing.route import SOURCE_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,10 +40,9 @@ MISSED: Final = "missed"
 class SoftSides:
     """One soft domain of one process: beats to all its sides, answers from them."""
 
-    def __init__(self, router: Router, misses: Misses, clock: Clock) -> None:
+    def __init__(self, router: Router, misses: Misses) -> None:
         self._router = router
         self._misses = misses
-        self._clock = clock
         self._pending: set[asyncio.Task[None]] = set()
 
     @property
@@ -79,7 +77,7 @@ class SoftSides:
         return task
 
     def _too_long(self, routing: Routing, beat: Beat) -> bool:
-        return beat.expires_us - beat.version > routing.floor
+        return beat.expires_us - beat.version > abs(routing.floor)
 
     async def _bring(self, route: Route, beat: Beat, deadline: Deadline) -> None:
         try:
@@ -87,13 +85,14 @@ class SoftSides:
         except DatalayerError as error:
             self._misses.note(route.routing, error.message)
 
-    async def ends(self, keys: Sequence[UUID], deadline: Deadline) -> dict[UUID, int | None]:
-        """As ``SoftStore.ends``, over both sides."""
+    async def ends(self, keys: Sequence[UUID], now: int, deadline: Deadline) -> dict[UUID, int | None]:
+        """As ``SoftStore.ends``, over both sides; ``now`` (microseconds) is what the caller compares with, too: an end that
+        passes meanwhile must not be taken for one that the other side was asked about.
+        """
         route = self._router.route
         found = await _answers(route.authority.ends(keys, deadline), keys)
         if route.routing.mirror is None:
             return found
-        now = self._clock.now_us()
         doubtful = [key for key, end in found.items() if end is None or end <= now]
         if not doubtful:
             return found
@@ -101,9 +100,11 @@ class SoftSides:
         torn = [key for key in doubtful if (end := there[key]) is not None and end > now]
         if torn:
             # A side that missed a leave must not bring anybody back: item by item the newest beat decides.
-            for key, entry in (await self.entries(torn, deadline)).items():
-                found[key] = None if entry is None else end_of(entry)
-        if route.routing.phase not in SOURCE_RULES:
+            own, other = await self._both(route, torn, deadline)
+            for key in torn:
+                one, two = own[key], other[key]
+                found[key] = None if two is None else end_of(merge(one or (), two))
+        if route.routing.floor < 0:
             found |= {key: None for key in doubtful if there[key] is None}
         return found
 
@@ -112,10 +113,15 @@ class SoftSides:
         route = self._router.route
         if route.routing.mirror is None:
             return await _answers(route.authority.entries(keys, deadline), keys)
-        own, there = await asyncio.gather(
-            _answers(route.authority.entries(keys, deadline), keys), self._at_mirror(route, "entries", keys, deadline)
-        )
+        own, there = await self._both(route, keys, deadline)
         return {key: _merged(own[key], there[key]) for key in keys}
+
+    async def _both(
+        self, route: Route, keys: Sequence[UUID], deadline: Deadline
+    ) -> tuple[dict[UUID, Entry | None], dict[UUID, Entry | None]]:
+        asked = _answers(route.authority.entries(keys, deadline), keys)
+        own, there = await asyncio.gather(asked, self._at_mirror(route, "entries", keys, deadline))
+        return own, there
 
     async def _at_mirror(self, route: Route, what: str, keys: Sequence[UUID], deadline: Deadline) -> dict[UUID, Any]:
         """What the mirror says, in a part of the time: it must not cost the authority's answer."""

@@ -57,7 +57,7 @@ class SoftStore(Protocol):
         ...
 
     async def ends(self, keys: Sequence[UUID], deadline: Deadline) -> dict[UUID, int | None]:
-        """Of each key when its last item ends or has ended (microseconds, 0: nothing known), in one round trip a node.
+        """Of each key when its last item ends or has ended (microseconds; 0: not known, or left), in one round trip a node.
 
         None where its node did not answer: nothing is known of that key. Never raises for a node.
         """

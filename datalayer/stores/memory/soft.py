@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from datalayer.domains.soft import KEEP_US, LATE_US, Beat, Entry, admit, end_of
+from datalayer.domains.soft import KEEP_US, LATE_US, Beat, Entry, admit, end_of, seen_of
 from datalayer.errors import Unavailable
 from datalayer.stores.soft import SoftPage
 
@@ -49,7 +49,8 @@ class SoftTable:
 
     def _sweep(self, now_us: int) -> None:
         self._beats = 0
-        ended = [key for key, entry in self.entries.items() if end_of(entry) + self._keep_us < now_us]
+        since = now_us - self._keep_us
+        ended = [key for key, entry in self.entries.items() if max(end_of(entry), seen_of(entry)) < since]
         for key in ended:
             del self.entries[key]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+from datalayer.domains.movement import Movement, movement_of
 from datalayer.domains.record import digest
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import home_region
@@ -44,6 +45,8 @@ def one_authority(world: World) -> None:
     for name, routing in world.control.routes.items():
         if base_domain(name) != world.pair.domain or routing.at_rest or routing.target is None:
             continue
+        if movement_of(name) is not Movement.RECORDS:
+            continue  # written to both sides
         both = accepts(world, routing, routing.source, "source") and accepts(world, routing, routing.target, "target")
         if both:
             world.broken("I6", f"both sides of {name} take writes in {routing.phase}, epoch {routing.epoch}")
