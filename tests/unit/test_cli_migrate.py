@@ -41,6 +41,7 @@ def test_without_a_target_it_lists_them_with_reasons(world: World) -> None:
     reasons = {target["backend"]: target["reason"] for target in told["targets"]}
     assert reasons == {
         "main": "messages is there already",
+        "memory": "memory is the memory of each process, for presence and typing alone",
         "other": None,
         "third": "backend third does not answer",
     }
