@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import ConfigurationError, LostLease
 from datalayer.stores.base import MetaRow
-from datalayer.stores.redis import demands
+from datalayer.stores.redis import demands, soft
 from datalayer.stores.redis.keys import Names
 from datalayer.stores.redis.scripts import Script, command
 from datalayer.stores.redis.session import RedisSession
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from datalayer.settings import BackendUrl
     from datalayer.stores.base import AuthorityClass, Token
 
-STORES: Final[dict[str, Callable[[RedisSession, Names, Clock], Any]]] = {}
+STORES: Final[dict[str, Callable[[RedisSession, Names, Clock], Any]]] = {
+    "presence": soft.presence,
+    "typing": soft.typing,
+}
 """The store of each domain that Redis holds."""
 
 _PUT_META: Final = Script("""

@@ -28,6 +28,11 @@ class Names:
     def __init__(self, prefix: str, domain: str, attempt: int) -> None:
         self._begin = f"{prefix}:{domain}:{attempt}:".encode()
 
+    @property
+    def begin(self) -> bytes:
+        """What every key of the place begins with."""
+        return self._begin
+
     def key(self, routing: bytes, rest: bytes) -> bytes:
         """A key beside all others of the routing key."""
         return b"%s{%03x}:%s" % (self._begin, slot_of(routing), rest)

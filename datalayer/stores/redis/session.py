@@ -118,6 +118,42 @@ class RedisSession:
             raise failed[0]
         return found
 
+    async def parted(self, calls: Sequence[Call], *, deadline: Deadline | None = None) -> list[Any]:
+        """The answers to reads, in their order; an error in the place of each whose server did not answer."""
+        answers: list[Any] = [None] * len(calls)
+        groups: dict[Address, list[int]] = {}
+        for number, call in enumerate(calls):
+            try:
+                if self.target.cluster and self._stale:
+                    await self._learn(self._map_number, self._left_s(deadline))
+                groups.setdefault(self._owner(call.key), []).append(number)
+            except Unavailable as error:
+                answers[number] = error
+
+        async def ask(numbers: list[int]) -> None:
+            try:
+                found = await self.batch([calls[number] for number in numbers], write=False, deadline=deadline)
+            except DatalayerError as error:
+                found = [error] * len(numbers)
+            for number, answer in zip(numbers, found, strict=True):
+                answers[number] = answer
+
+        await asyncio.gather(*(ask(numbers) for numbers in groups.values()))
+        return answers
+
+    async def at(self, address: Address, call: Call) -> Any:
+        """The answer of one server to a read."""
+        (answer,) = await self._exchange(address, [call.arguments], REQUEST_TIMEOUT_S, write=False)
+        if isinstance(answer, RedisError):
+            raise faults.refused(answer, self.where) from answer
+        return answer
+
+    async def server_of(self, key: bytes | None, deadline: Deadline) -> Address:
+        """The server that takes writes of a key; Unavailable where nobody does."""
+        if self.target.cluster and self._stale:
+            await self._learn(self._map_number, self._left_s(deadline))
+        return self._owner(key)
+
     def primaries(self) -> list[Address]:
         """The servers that take writes, as last learnt."""
         if not self.target.cluster:
