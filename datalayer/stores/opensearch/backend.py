@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.errors import ConfigurationError, LostLease, PreconditionFailed, SchemaBehind, StaleRoute, Unavailable
+from datalayer.errors import ConfigurationError, LostLease, PreconditionFailed, SchemaBehind, Unavailable
 from datalayer.schemas.opensearch import alias_of
 from datalayer.stores.base import MetaRow
 from datalayer.stores.opensearch.search import OpenSearchSearch, check_index, create_index
@@ -109,13 +109,10 @@ class OpenSearchBackend:
 
     async def _read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """A document of the state, and the condition under which it is still this one."""
-        try:
-            answer = await self._session.call("GET", f"/{self._state}/_doc/{name}", write=False, allow=(404,))
-        except StaleRoute as error:
-            raise self._no_schema() from error
+        answer = await self._session.call("GET", f"/{self._state}/_doc/{name}", write=False, allow=(404,))
         if answer.status == 404:
-            if isinstance(answer.body, dict) and "error" in answer.body:
-                raise self._no_schema()
+            if "error" in (answer.body or _EMPTY):
+                raise SchemaBehind(f"{self._session.where} has no index {self._state}", hint="datalayer schema upgrade")
             return {}, {"op_type": "create"}
         body = answer.body
         return body["_source"]["content"], {"if_seq_no": body["_seq_no"], "if_primary_term": body["_primary_term"]}
@@ -134,9 +131,6 @@ class OpenSearchBackend:
             if answer.status != 409:
                 return
         raise Unavailable(f"{self._session.where}: its state kept changing under this write")
-
-    def _no_schema(self) -> SchemaBehind:
-        return SchemaBehind(f"{self._session.where} has no index {self._state}", hint="datalayer schema upgrade")
 
 
 def create_backend(name: str, url: BackendUrl, *, pool_max: int, clock: Clock) -> OpenSearchBackend:
