@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := postgres,cassandra,redis,s3,opensearch,parquet,test,dev,bench
+EXTRAS := postgres,cassandra,redis,s3,dynamodb,opensearch,parquet,test,dev,bench
 
 .PHONY: help demo test check deep soak bench docs stack clean
 .PHONY: lint types layers fast-units fast-fakes with-servers without-servers real-needs

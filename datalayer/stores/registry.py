@@ -20,6 +20,7 @@ _BUILT_IN: Final = {
     "postgresql": ("datalayer.stores.postgres.backend", "postgres"),
     "file": ("datalayer.stores.filesystem.backend", ""),
     "s3": ("datalayer.stores.s3.backend", "s3"),
+    "dynamodb": ("datalayer.stores.dynamodb.backend", "dynamodb"),
     "cassandra": ("datalayer.stores.cassandra.backend", "cassandra"),
     "redis": ("datalayer.stores.redis.backend", "redis"),
     "opensearch+https": ("datalayer.stores.opensearch.backend", "opensearch"),

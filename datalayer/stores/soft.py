@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+import asyncio
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
+
+from datalayer.errors import OutcomeUnknown, Overloaded, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
     from uuid import UUID
 
     from datalayer.clock import Deadline
     from datalayer.domains.soft import Beat, Entry
+
+
+RETRY_S: Final = 0.05
+RETRY_MAX_S: Final = 0.4
 
 
 class SoftPage(NamedTuple):
@@ -90,3 +97,18 @@ class SoftStore(Protocol):
     async def empty(self) -> bool:
         """Whether nothing is kept here (a missing place raises SchemaBehind)."""
         ...
+
+
+async def until_confirmed(send: Callable[[], Awaitable[None]], deadline: Deadline) -> None:
+    """Send what may be sent any number of times, until it is confirmed or its time is up; then the last error is raised."""
+    pause = RETRY_S
+    while True:
+        try:
+            await send()
+        except (Unavailable, OutcomeUnknown) as error:
+            if isinstance(error, Overloaded) or deadline.remaining() <= pause:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MAX_S)
+        else:
+            return

@@ -18,11 +18,11 @@ from uuid import UUID
 
 from datalayer.clock import Deadline
 from datalayer.domains.soft import ITEMS_MAX, KEEP_US, LATE_US, Beat, Entry
-from datalayer.errors import DatalayerError, DeadlineExceeded, OutcomeUnknown, Overloaded, Unavailable
+from datalayer.errors import DatalayerError, DeadlineExceeded, Overloaded, Unavailable
 from datalayer.stores.redis import faults
 from datalayer.stores.redis.scripts import Script, command
 from datalayer.stores.redis.target import Address
-from datalayer.stores.soft import SoftPage
+from datalayer.stores.soft import SoftPage, until_confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -39,8 +39,6 @@ MGET_MAX: Final = 1000
 PENDING_MAX: Final = 100_000
 """Beats that wait for a server; beyond them a beat is refused."""
 BATCH_MAX: Final = 1000
-RETRY_S: Final = 0.05
-RETRY_MAX_S: Final = 0.4
 PING_S: Final = 3.0
 """A subscription that says nothing for twice as long has ended."""
 CONNECT_S: Final = 2.0
@@ -102,17 +100,11 @@ class RedisSoft:
     async def beat(self, beat: Beat, deadline: Deadline) -> None:
         """A beat is the same however often it is sent: it is sent again until it is confirmed or its time is up."""
         call = self._call(beat, publish=True)
-        pause = RETRY_S
-        while True:
-            try:
-                await (await self._lane(call, deadline)).send(call, deadline)
-            except (Unavailable, OutcomeUnknown) as error:
-                if isinstance(error, Overloaded) or deadline.remaining() <= pause:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY_MAX_S)
-            else:
-                return
+
+        async def send() -> None:
+            await (await self._lane(call, deadline)).send(call, deadline)
+
+        await until_confirmed(send, deadline)
 
     def _call(self, beat: Beat, *, publish: bool) -> Call:
         arguments = (
