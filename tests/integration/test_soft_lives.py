@@ -2,9 +2,10 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -22,8 +23,9 @@ from tests.servers import Servers
 
 pytestmark = pytest.mark.servers
 KINDS = ("memory", "redis", "cluster", "dynamodb")
-TTL_S = 1.0
-USERS = 40
+TTL_S = 1.5
+USERS = 12
+TYPISTS = 4
 
 
 @pytest.fixture
@@ -61,17 +63,22 @@ class Crowd:
         self.layers = layers
         self.users = [uuid4() for _ in range(USERS)]
         self.room = uuid4()
+        self.ends: dict[UUID, float] = {}
+        """Until when each user's last acknowledged beat lasts: on a busy machine some come late."""
         self.wrong: list[str] = []
         self.beats = self.looks = 0
         self.stopped = False
 
     async def beat_once(self) -> None:
-        for number, user in enumerate(self.users):
-            layer = self.layers[number % len(self.layers)]
-            await layer.presence.heartbeat(user, device="web", ttl=TTL_S)
-            if number < 5:
-                await layer.typing.start(self.room, user, ttl=TTL_S)
-            self.beats += 1
+        await asyncio.gather(*(self._beat(number, user) for number, user in enumerate(self.users)))
+
+    async def _beat(self, number: int, user: UUID) -> None:
+        layer, began = self.layers[number % len(self.layers)], time.monotonic()
+        await layer.presence.heartbeat(user, device="web", ttl=TTL_S)
+        if number < TYPISTS:
+            await layer.typing.start(self.room, user, ttl=TTL_S)
+        self.ends[user] = began + TTL_S
+        self.beats += 1
 
     async def beat_on(self) -> None:
         while not self.stopped:
@@ -81,14 +88,25 @@ class Crowd:
     async def look_on(self) -> None:
         while not self.stopped:
             for layer in self.layers:
+                ends = dict(self.ends)
                 found = await layer.presence.online(self.users)
-                away = [user for user, presence in found.items() if presence is not Presence.ONLINE]
-                if away:
-                    self.wrong.append(f"{len(away)} are {found[away[0]]} in {layer.router('presence').routing.phase}")
-                if len(who := await layer.typing.who(self.room)) < 5:
-                    self.wrong.append(f"{len(who)} type in {layer.router('typing').routing.phase}")
-                self.looks += 1
+                phase = layer.router("presence").routing.phase
+                for user in self._sure(ends):
+                    if found[user] is not Presence.ONLINE:
+                        self.wrong.append(f"{user} is {found[user]} in {phase}")
+                ends = dict(self.ends)
+                who = await layer.typing.who(self.room)
+                phase = layer.router("typing").routing.phase
+                for user in set(self._sure(ends)) & set(self.users[:TYPISTS]) - set(who):
+                    self.wrong.append(f"{user} does not type in {phase}")
             await asyncio.sleep(0.05)
+
+    def _sure(self, ends: dict[UUID, float]) -> list[UUID]:
+        """Whose beats had been acknowledged before a read and last still."""
+        now = time.monotonic()
+        sure = [user for user, end in ends.items() if end > now]
+        self.looks += len(sure)
+        return sure
 
 
 async def life(settings: Settings, domain: str, target: str) -> None:
@@ -104,7 +122,13 @@ async def life(settings: Settings, domain: str, target: str) -> None:
         await coordinator.purge()
 
 
-@pytest.mark.parametrize(("source", "target"), list(itertools.product(KINDS, KINDS)))
+PAIRS = [
+    pytest.param(source, target, marks=[pytest.mark.deep] if source == target else [])
+    for source, target in itertools.product(KINDS, KINDS)
+]
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
 async def test_nobody_who_beats_is_called_away_by_a_move(
     tmp_path: Path, place: Callable[[str], str], source: str, target: str
 ) -> None:
@@ -121,7 +145,7 @@ async def test_nobody_who_beats_is_called_away_by_a_move(
         crowd.stopped = True
         await asyncio.gather(*tasks)
         assert crowd.wrong == []
-        assert min(crowd.beats, crowd.looks) > 20
+        assert min(crowd.beats, crowd.looks) > 100
         assert await two.presence.last_seen([gone]) == (seen if "memory" not in (source, target) else {})
         async for transition in two.presence.watch([crowd.users[0]], known={crowd.users[0]: Presence.ONLINE}):
             assert (transition.user_id, transition.presence) == (crowd.users[0], Presence.OFFLINE)
