@@ -9,10 +9,12 @@ import click
 
 from datalayer.cli.console import Console, command, group
 from datalayer.cli.exits import ExitCode
-from datalayer.cli.running import Stop, run
+from datalayer.cli.running import Stop, holder, run
 from datalayer.cli.texts import table
+from datalayer.clock import SystemClock
 from datalayer.layer import DataLayer, LayerOptions
-from datalayer.migrators.regions import Outside, finish, outside
+from datalayer.migrators.opening import open_places
+from datalayer.migrators.regions import Outside, adopt, finish, outside
 
 if TYPE_CHECKING:
     from datalayer.types import User
@@ -46,13 +48,16 @@ def move_region(console: Console, user_id: str, to: str) -> None:
 
 
 @command("check-regions")
-@click.option("--mend", is_flag=True, help="Finish the moves that died on their way.")
+@click.option("--mend", is_flag=True, help="Finish moves that died; where regions are new, begin with them.")
 def check_regions(console: Console, *, mend: bool) -> ExitCode | None:
     """List rows that lie outside their user's region; there must be none."""
     settings = console.settings()
 
     async def work(stop: Stop) -> list[Outside]:
         del stop
+        if mend:
+            async with open_places(settings, SystemClock(), claim=False) as places:
+                await adopt(places, holder("check-regions"))
         async with DataLayer.open(settings, options=LayerOptions(name="check-regions")) as layer:
             found = await outside(layer.places)
             if mend and found:

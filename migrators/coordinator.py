@@ -29,6 +29,7 @@ from datalayer.migrators.strategy import strategy_of
 from datalayer.migrators.targets import check_movable, refusal
 from datalayer.migrators.work import Work
 from datalayer.routing.flip import write_roles
+from datalayer.routing.regionrecord import check_routing
 from datalayer.routing.route import LEASE_BINDS, Phase, Place
 from datalayer.routing.shards import base_domain, parse_group
 from datalayer.stores.base import Token
@@ -260,6 +261,7 @@ class Coordinator:
         _, routings = await self._control.routings()
         self._places.learn(routings)
         token = Token(migration.id, self._domain, migration.attempt, value)
+        await check_routing(self._places, routings[self._domain])
         await self._check_groups_at_rest(routings)
         around = await self._around(routings)
         options = from_kept(self._options, migration.options)

@@ -10,14 +10,18 @@ from uuid import UUID
 from datalayer.clock import Deadline
 from datalayer.domains.users import home_region
 from datalayer.errors import Conflict, PreconditionFailed
+from datalayer.migrators.lease import held_lease
 from datalayer.routing.claims import RACES_MAX
 from datalayer.routing.regional import RegionalUsers
+from datalayer.routing.regionrecord import DOCUMENT, USERS, check, configured, document_of, recorded
+from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
     from datalayer.routing.places import Places
 
 PAGE: Final = 1000
 CALL_S: Final = 30.0
+GONE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,47 @@ async def outside(places: Places) -> list[Outside]:
                     if region not in {None, own} or record.key in stray:
                         found.append(Outside(str(UUID(bytes=record.key)), region or "", own, shard))
     return found
+
+
+async def adopt(places: Places, holder: str) -> None:
+    """Write the configured regions down of a place of users that was made without any, so that it may be opened with
+    them; where they are written already, nothing.
+
+    PreconditionFailed while another process is open, for it would take pointers for deleted users, and while users are
+    being moved. RoutingMismatch where other regions are written down.
+    """
+    _, routings = await places.control.routings()
+    places.learn(routings)
+    place = routings[USERS].authority if USERS in routings else None
+    found = None if place is None else places.shard_map(USERS, place.attempt)
+    if place is None or found is None or not (mine := configured(places, found.groups)):
+        return
+    async with held_lease(places.control, places.clock, USERS, holder, _silent):
+        theirs = await recorded(places, place.attempt)
+        if theirs:
+            check(place.backend, theirs, mine)
+            return
+        others = [one for one in await places.control.processes() if one.seen_ago_s < GONE_S]
+        if others and theirs is None:
+            return  # a place from before anything was written down: they may all know the regions
+        if others:
+            names = ", ".join(f"{one.name} {one.host}:{one.pid}" for one in others[:5])
+            raise PreconditionFailed(
+                f"{len(others)} process(es) may not know the regions: {names}",
+                hint=f"stop every process first; one that was killed counts as gone after {GONE_S:.0f} s",
+            )
+        for migration in await places.control.migrations():
+            if base_domain(migration.domain) == USERS and not migration.finished:
+                raise PreconditionFailed(
+                    f"migration {migration.id} of {migration.domain} has not ended",
+                    hint="datalayer migrations complete or cancel",
+                )
+        await places.control.put_document(document_of(place.attempt), DOCUMENT, mine)
+        await places.control.audit(holder, "regions", f"written down for users of attempt {place.attempt}")
+
+
+def _silent(_: str) -> None:
+    """Nothing is told: it is short."""
 
 
 async def finish(places: Places, found: list[Outside]) -> None:

@@ -18,6 +18,7 @@ from datalayer.migrators.lease import held_lease
 from datalayer.migrators.options import MigrateOptions, Silent
 from datalayer.migrators.plan import Until
 from datalayer.migrators.rebalance import Load, Move
+from datalayer.routing.regionrecord import check_routing
 from datalayer.routing.shards import parse_group
 from datalayer.routing.together import each
 from datalayer.stores.base import Sized
@@ -70,6 +71,7 @@ async def sharding_of(places: Places, domain: str) -> Sharding:
     found = places.shard_map(domain, routing.authority.attempt)
     if found is None:
         raise PreconditionFailed(f"the slot groups of {domain} are not complete in the control store")
+    await check_routing(places, routing)
     shard_of = {g: routings[g.name].authority.backend.partition("/")[2] for g in found.groups}
     return Sharding(domain, backend, found, shard_of)
 

@@ -338,6 +338,10 @@ class Control(Protocol):
         """Store or replace a document."""
         ...
 
+    async def ensure_document(self, migration_id: str, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Store a document unless there is one; what is there then."""
+        ...
+
     async def document(self, migration_id: str, name: str) -> dict[str, Any] | None:
         """The document, or None."""
         ...

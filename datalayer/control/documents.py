@@ -1,4 +1,4 @@
-"""Small JSON documents of a migration: results of verification, progress."""
+"""Small JSON documents of a migration, or a place: results of verification, progress, regions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _NEW: Final = insert(DOCUMENTS).values(migration=text("migration"), name=text("n
 _PUT: Final = _NEW.on_conflict_do_update(
     index_elements=[DOCUMENTS.c.migration, DOCUMENTS.c.name], set_={"value": _NEW.excluded.value}
 ).inline()
+_ENSURE: Final = _NEW.on_conflict_do_nothing().inline()
 _READ: Final = select(DOCUMENTS.c.value).where(
     DOCUMENTS.c.migration == text("migration"), DOCUMENTS.c.name == text("name")
 )
@@ -29,6 +30,13 @@ class SqlDocuments(SqlPart):
     async def put_document(self, migration_id: str, name: str, value: Mapping[str, Any]) -> None:
         """Store or replace a document."""
         await self._run(_PUT, migration=migration_id, name=name, value=json.dumps(dict(value)))
+
+    async def ensure_document(self, migration_id: str, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Store a document unless there is one; what is there then."""
+        await self._run(_ENSURE, migration=migration_id, name=name, value=json.dumps(dict(value)))
+        found = await self.document(migration_id, name)
+        assert found is not None, "documents are never removed"
+        return found
 
     async def document(self, migration_id: str, name: str) -> dict[str, Any] | None:
         """The document, or None."""

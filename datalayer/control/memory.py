@@ -196,6 +196,12 @@ class MemoryControl:
 
         await self._call("put_document", effect)
 
+    async def ensure_document(self, migration_id: str, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        def effect() -> dict[str, Any]:
+            return dict(self.server.documents.setdefault((migration_id, name), dict(value)))
+
+        return await self._call("ensure_document", effect)
+
     async def document(self, migration_id: str, name: str) -> dict[str, Any] | None:
         def effect() -> dict[str, Any] | None:
             stored = self.server.documents.get((migration_id, name))

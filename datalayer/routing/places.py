@@ -74,6 +74,8 @@ class Places:
         self.clock = clock
         self._process_number = process_number
         self._eager = eager
+        self.region_records: dict[int, Mapping[str, str]] = {}
+        """Of places of users, by attempt: the region of each slot group, as far as it was read (``regionrecord``)."""
         self.group_routers: dict[str, Router] = {}
         """In an open DataLayer: the router of each slot group, by name."""
         self.replica_reads: Callable[[Routing], ReplicaReads | None] = _no_replicas
@@ -101,6 +103,11 @@ class Places:
     def routing_of(self, name: str) -> Routing:
         """The routing of a domain or slot group, as last learnt."""
         return self._routings[name]
+
+    def has_left(self, domain: str, place: Place) -> bool:
+        """Whether a domain is served from elsewhere by what was learnt last."""
+        routing = self._routings.get(domain)
+        return routing is not None and routing.authority != place
 
     def shard_map(self, domain: str, attempt: int) -> ShardMap | None:
         """The slot groups of a place; None before they were made. A place's groups never change."""

@@ -8,6 +8,7 @@ before he writes. A reader only follows: where the copy is not there yet, the ro
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from datalayer.routing.shards import Group
     from datalayer.stores.base import Guard
 
+RETRY_S: Final = 0.02
 HOPS_MAX: Final = 16
 """More than any chain of pointers is long: beyond it the user keeps moving."""
 
@@ -305,16 +307,37 @@ class RegionalUsers(ShardedUsers):
             except Conflict as error:
                 lost = error
                 continue
-            try:
-                there = await self.records.settled(mutation.id.bytes, deadline)
-            except DatalayerError as error:
-                if isinstance(error, (Fenced, StaleRoute)) or error.outcome is not Outcome.NOT_APPLIED:
-                    raise
-                msg = f"user {mutation.id} is on the way to region {region!r}: {error.message}"
-                raise OutcomeUnknown(msg, hint="repeat the call, or let the user's next write finish it") from error
-            user = to_user(leaves if there is None else there.record)
-            return Executed(user, () if there is None else (there.record,))
+            return await self._arrive(leaves, deadline)
         raise Unavailable(f"user {mutation.id} kept changing under this write") from lost
+
+    async def _arrive(self, leaves: Record, deadline: Deadline) -> Executed:
+        """Bring a user to its new region after the row that says so was written.
+
+        That was the write. A fence that is met from then on is waited for here: the domain's router would run the whole
+        mutation again, and a compare-and-set would meet its own first step. Where the domain itself has gone to another
+        place meanwhile, the row has gone with it.
+        """
+        user_id, region = UUID(bytes=leaves.key), home_region(leaves)
+        while True:
+            try:
+                there = await self.records.settled(leaves.key, deadline)
+            except (Fenced, StaleRoute) as error:
+                if self.places.has_left(self.domain, self.place):
+                    return Executed(to_user(leaves), ())
+                if not deadline.passed:
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                refused: DatalayerError = error
+            except DatalayerError as error:
+                if error.outcome is not Outcome.NOT_APPLIED:
+                    raise
+                refused = error
+            else:
+                return Executed(
+                    to_user(leaves if there is None else there.record), () if there is None else (there.record,)
+                )
+            msg = f"user {user_id} is on the way to region {region!r}: {refused.message}"
+            raise OutcomeUnknown(msg, hint="repeat the call, or let the user's next write finish it") from refused
 
     async def _ask_the_fence(self, user_id: UUID, deadline: Deadline) -> None:
         for group in self.regions.spots(user_id.bytes):

@@ -31,6 +31,7 @@ from datalayer.errors import (
     Unavailable,
 )
 from datalayer.ids import slot_of
+from datalayer.routing import regionrecord
 from datalayer.routing.claims import ClaimingWriter
 from datalayer.routing.route import Place
 from datalayer.routing.shardguard import ShardedGuard
@@ -129,6 +130,8 @@ class ShardedStore:
         backend: ShardedBackend = self.places.backend(self.place)  # type: ignore[assignment]
         if self.places.shard_map(self.domain, self.place.attempt) is None:
             await self._place_groups(backend)
+        if self.domain == regionrecord.USERS:
+            await regionrecord.write_down(self.places, self.place)
         deployment = await self.places.control.deployment()
 
         async def make(group: Group) -> None:

@@ -16,6 +16,7 @@ from datalayer.control.base import LEASE_RENEW_S, coordinator_lease
 from datalayer.domains.movement import OPTIONAL, Movement, movement_of
 from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch, Unavailable
 from datalayer.routing.flip import finish_flip, write_roles
+from datalayer.routing.regionrecord import check_routing
 from datalayer.routing.replay import Replayer
 from datalayer.routing.route import LEASE_BINDS
 from datalayer.routing.shards import parse_group
@@ -171,6 +172,7 @@ class Watchdog:
                 self._leave_out(router, silent[stores])
                 continue
             try:
+                await check_routing(self._places, routing)
                 await self._places.prepare(routing)
                 await self._check_backend(routing, metas)
             except Unavailable as error:

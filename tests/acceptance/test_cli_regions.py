@@ -4,7 +4,7 @@ import asyncio
 import json
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -12,13 +12,14 @@ import pytest
 
 from datalayer.clock import Deadline
 from datalayer.domains.users import Swap, UpdateUser, changed, to_record
-from datalayer.errors import InvalidArgument
+from datalayer.errors import InvalidArgument, RoutingMismatch
 from datalayer.importing import users_lines
 from datalayer.importing.users import import_users
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.migrators import coordinator
 from datalayer.migrators.regions import regional_users
 from datalayer.routing.regional import RegionalUsers
+from datalayer.settings import Settings, load_settings
 from datalayer.types import User
 from tests.unit.cli_world import World
 
@@ -279,3 +280,104 @@ def test_slot_groups_of_users_stay_in_their_region(world: World) -> None:
     assert texts_in(world, "s1") == [] or world.json("users", "check-regions", "--config", world.config)
     ended = world.run("shards", "drain", "s0", "--yes", "--config", world.config, exit_code=3)
     assert "no shard is left that may hold anything" in ended.stderr
+
+
+# --- the regions that were written down ------------------------------------------------------------------------------
+
+
+def configure(world: World, old: str, new: str) -> None:
+    text = world.config.read_text()
+    assert old in text
+    world.config.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def placed(world: World) -> World:
+    """Users on shards with regions, and home again is possible."""
+    fill(world, 30)
+    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('s0 = "eu"', 's0 = "europe"', "belong to region 'eu', and this configuration puts their shard into 'europe'"),
+        ('s1 = "us"', 's1 = "eu"', "belong to region 'us', and this configuration puts their shard into 'eu'"),
+        (
+            'regions = { s0 = "eu", s1 = "us", s2 = "us" }',
+            "",
+            "users on backend 'shards' lie by regions (eu, us), and this configuration names none",
+        ),
+    ],
+)
+def test_a_process_with_other_regions_or_none_serves_no_users_and_moves_none(
+    placed: World, old: str, new: str, told: str
+) -> None:
+    before = everybody(placed)
+    right = placed.config.read_text()
+    configure(placed, old, new)
+    with pytest.raises(RoutingMismatch) as caught:
+        everybody(placed)
+    assert told in caught.value.message
+    assert "[backends.shards]" in (caught.value.hint or "")
+    for words in (
+        ("shards", "list"),
+        ("shards", "drain", "s2", "--yes"),
+        ("migrations", "rollback", "--yes"),
+        ("migrations", "complete", "--yes"),
+        ("users", "check-regions", "--mend"),
+    ):
+        ended = placed.run(*words, "--config", placed.config, exit_code=3)
+        assert told in ended.stderr, words
+    placed.config.write_text(right)
+    assert everybody(placed) == before
+
+
+def test_a_shard_that_is_new_may_lie_in_any_region_and_takes_groups_of_its_own(placed: World) -> None:
+    before = everybody(placed)
+    configure(placed, 's2 = "sqlite:///s2.db"', 's2 = "sqlite:///s2.db", s3 = "sqlite:///s3.db"')
+    configure(placed, 's2 = "us" }', 's2 = "us", s3 = "eu" }')
+    placed.run("shards", "rebalance", "--yes", "--config", placed.config)
+    assert texts_in(placed, "s3")
+    assert {region for _, region in texts_in(placed, "s3")} <= {"eu", None}
+    assert everybody(placed) == before
+    configure(placed, 's3 = "eu"', 's3 = "us"')
+    with pytest.raises(RoutingMismatch, match="belong to region 'eu'"):
+        everybody(placed)
+
+
+def test_regions_come_to_users_that_are_there_when_every_process_has_stopped(world: World) -> None:
+    right = world.config.read_text()
+    configure(world, 'regions = { s0 = "eu", s1 = "us", s2 = "us" }', "")
+    plain = world.config.read_text() + '[routes]\nusers = "shards"\n'
+    world.config.write_text(plain)
+    before = fill(world, 30)
+    world.config.write_text(right)
+    with pytest.raises(RoutingMismatch, match="placed without regions"):
+        everybody(world)
+
+    async def while_another_is_open() -> None:
+        async with DataLayer.open(load_settings_of(world, plain)):
+            ended = await asyncio.to_thread(
+                world.run, "users", "check-regions", "--mend", "--config", world.config, exit_code=3
+            )
+            assert "1 process(es) may not know the regions" in ended.stderr
+
+    asyncio.run(while_another_is_open())
+    assert world.json("users", "check-regions", "--mend", "--config", world.config)["outside"] == []
+    assert_all_at_home(world)
+    after = everybody(world)
+    assert {id_: replace(user, version=0) for id_, user in after.items()} == {
+        id_: replace(user, version=0) for id_, user in before.items()
+    }
+    world.config.write_text(plain)
+    with pytest.raises(RoutingMismatch, match="this configuration names none"):
+        everybody(world)
+
+
+def load_settings_of(world: World, text: str) -> Settings:
+    """The settings of another configuration of this world."""
+    other = world.folder / "other.toml"
+    other.write_text(text)
+    return load_settings(other)

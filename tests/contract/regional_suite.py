@@ -54,6 +54,29 @@ class RegionSuite:
             await asyncio.gather(*(peer.apply([one]) for peer, one in zip(peers, versions, strict=False)))
             assert await _rows(store, versions[0].ident) == [versions[-1]]
 
+    async def test_a_fence_after_the_first_step_of_a_move_is_no_conflict_with_it(self, fixture: StoreFixture) -> None:
+        store, maker = await fixture.fresh("users"), Maker(fixture)
+        attempt = fixture.attempt_of(store)
+        guard, token = store.guard(attempt), Token(f"m{attempt}", "users", attempt, attempt * 100)
+        await guard.install(token, sealed=False)
+        ann = (await store.execute(CreateUser(maker.id(), "ann"), fixture.deadline())).entity
+        inner, steps = store.records.swap_at, itertools.count(1)
+
+        async def swap_at(*args: Any) -> Record:
+            done: Record = await inner(*args)
+            if next(steps) == 1:
+                await guard.fence(token, 1, 0.3, 5.0)
+            return done
+
+        store.records.swap_at = swap_at
+        region = "us" if store.region_of(ann.id) == "eu" else "eu"
+        move = UpdateUser(ann.id, (("region", region),), ann.version)
+        moved = (await store.execute(move, fixture.deadline())).entity
+        assert next(steps) > 3, "control: it had more to do than the first step"
+        assert moved.region == region
+        assert moved == await store.get(ann.id, fixture.deadline())
+        assert [row.version for row in await _rows(store, ("user", ann.id.bytes))] == [moved.version]
+
     async def test_the_journal_and_the_scan_know_no_pointers(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.fresh("users"), Maker(fixture)
         attempt = fixture.attempt_of(store)

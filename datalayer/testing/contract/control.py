@@ -404,6 +404,20 @@ class ControlSuite:
         assert await control.document(migration.id, "verify") == {}
         assert await control.document(migration.id, "progress") == {"rows": 1}
 
+    async def test_a_document_that_is_ensured_is_the_first_one_whoever_comes_later(
+        self, fixture: ControlFixture
+    ) -> None:
+        clients = [await fixture.control() for _ in range(2)]
+        name = fixture.name("place")
+        values = [{"eu": at} for at in range(TASKS)]
+        found = await asyncio.gather(
+            *(clients[at % 2].ensure_document(name, "regions", value) for at, value in enumerate(values))
+        )
+        first = await clients[0].document(name, "regions")
+        assert first in values
+        assert found == [first] * TASKS
+        assert await clients[1].ensure_document(name, "regions", {}) == first
+
     async def test_audit_log_keeps_who_did_what_newest_first(self, fixture: ControlFixture) -> None:
         control, actor = await fixture.control(), fixture.name("actor")
         for at in range(3):

@@ -298,6 +298,18 @@ def quarantine_keeps_the_first_reason(broken: BrokenControls) -> None:
     replace(broken.server, "quarantine", lambda _: quarantine)
 
 
+@breaks(ControlSuite, "test_a_document_that_is_ensured_is_the_first_one_whoever_comes_later")
+def the_last_document_wins(broken: BrokenControls) -> None:
+    def make(_: Any) -> Any:
+        async def ensure_document(migration_id: str, name: str, value: Any) -> Any:
+            broken.server.documents[migration_id, name] = dict(value)
+            return dict(value)
+
+        return ensure_document
+
+    on_client(broken, "ensure_document", make)
+
+
 @breaks(ControlSuite, "test_documents_are_replaced_by_name")
 def documents_are_merged(broken: BrokenControls) -> None:
     def make(_put: Any) -> Any:
