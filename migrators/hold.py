@@ -16,6 +16,7 @@ from datalayer.migrators.around import SHORT_BACKLOG, drain_around
 from datalayer.migrators.verify import Verifier
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.route import Phase
+from datalayer.routing.together import each
 
 if TYPE_CHECKING:
     from datalayer.migrators.work import Work
@@ -77,9 +78,19 @@ async def fence(work: Work) -> str:
 
 
 async def drain(work: Work) -> str:
-    """Replay until the journal is empty; step back when the hold takes too long."""
+    """Replay until the journal is empty; step back when the hold takes too long.
+
+    A slot group's part of its domain's journal is handed over meanwhile: it is another journal, to another place.
+    """
     if await _sealed(work):
         return "after the permanent fence"
+    if work.around is None:
+        return f"{await _replay(work)} replayed"
+    done, handed = await each((_replay, drain_around), lambda act: act(work))
+    return f"{done} replayed" + (f", {handed} of the domain's journal handed over" if handed else "")
+
+
+async def _replay(work: Work) -> int:
     done = 0
     async with work.replay_lock:
         replayer = await work.replayer()
@@ -88,8 +99,7 @@ async def drain(work: Work) -> str:
             done += len(replayed.records)
             work.note_changed(replayed.records)
             if replayed.empty:
-                handed = await drain_around(work)
-                return f"{done} replayed" + (f", {handed} of the domain's journal handed over" if handed else "")
+                return done
             await _check_budget(work)
             if not replayed.records:
                 await asyncio.sleep(0.001)

@@ -10,6 +10,7 @@ from datalayer.migrators.plan import Action, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from enum import StrEnum
 
     from datalayer.migrators.work import Work
 
@@ -47,16 +48,18 @@ HANDLERS: Final[dict[Action, Callable[[Work], Awaitable[str]]]] = {
     Action.PURGE_SOURCE: actions.purge_source,
 }
 QUIET: Final = frozenset({Action.DRAIN, Action.CHECK_CHANGED, Action.FENCE_FOR_GOOD})
-"""Inside the hold only its first and last action are recorded: each record costs a write to the control store."""
+"""Of the hold only its first and last action are recorded, and that behind it: each record is a write to the control
+store, and writers wait meanwhile. Whoever dies in it leaves the first one at ``doing``."""
 
 
 async def run_stage(work: Work, stage: Stage) -> None:
     """Run every action of a stage, as the domain's strategy has it, in order. On an error inside a hold, step back; then raise it."""
     work.reporter.stage(stage, str(work.routing.phase))
     strategy = work.strategy
+    held: list[tuple[StrEnum, str]] = []
     for action in strategy.plan[stage]:
         quiet = action in strategy.quiet
-        if not quiet:
+        if not quiet and work.hold_began is None:
             await work.control.record_step(work.token, action, "doing")
         work.reporter.step(action, "doing", "")
         await work.failpoints.reach(f"{action}.before")
@@ -66,6 +69,7 @@ async def run_stage(work: Work, stage: Stage) -> None:
         except DatalayerError as error:
             hold.step_back(work)
             parts = f" {work.hold_parts}" if work.hold_parts else ""
+            await _record(work, held)
             await work.control.record_step(work.token, action, "failed", error.message + parts)
             work.reporter.step(action, "failed", error.message)
             raise
@@ -73,5 +77,13 @@ async def run_stage(work: Work, stage: Stage) -> None:
             work.hold_parts[str(action)] = round((work.clock.monotonic() - max(began, work.hold_began)) * 1000, 1)
         await work.failpoints.reach(f"{action}.after")
         if not quiet:
-            await work.control.record_step(work.token, action, "done", detail)
+            held.append((action, detail))
+        if work.hold_began is None:
+            await _record(work, held)
         work.reporter.step(action, "done", detail)
+
+
+async def _record(work: Work, done: list[tuple[StrEnum, str]]) -> None:
+    for action, detail in done:
+        await work.control.record_step(work.token, action, "done", detail)
+    done.clear()

@@ -74,8 +74,13 @@ class Barrier:
 
     async def lock(self, tx: PostgresTransaction) -> None:
         """On return no other transaction has written and not ended, and none can write until this one ends."""
-        await tx.run(f"LOCK TABLE {self._names} IN SHARE UPDATE EXCLUSIVE MODE")
-        await tx.run_script([f"SET LOCAL lock_timeout = {LOCK_MS}", f"LOCK TABLE {self._names} IN {self._mode} MODE"])
+        await tx.run_script(
+            [
+                f"LOCK TABLE {self._names} IN SHARE UPDATE EXCLUSIVE MODE",
+                f"SET LOCAL lock_timeout = {LOCK_MS}",
+                f"LOCK TABLE {self._names} IN {self._mode} MODE",
+            ]
+        )
 
     async def holders(self) -> list[str]:
         """Who holds locks on the tables: writers and DDL first, then readers; oldest transaction first."""

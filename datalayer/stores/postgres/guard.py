@@ -36,10 +36,8 @@ INSTALL_TIMEOUT_S: Final = 30.0
 DROP_TIMEOUT_S: Final = 5.0
 SEAL_TIMEOUT_S: Final = 10.0
 
-_ROW: Final = (
-    f"SELECT place, flip, fence, ended, fingerprint, coalesce(lapses_at > clock_timestamp(), false) "  # noqa: S608
-    f"FROM {FENCE_TABLE} WHERE domain = %s AND attempt = %s"
-)
+_COLUMNS: Final = "place, flip, fence, ended, fingerprint, coalesce(lapses_at > clock_timestamp(), false)"
+_ROW: Final = f"SELECT {_COLUMNS} FROM {FENCE_TABLE} WHERE domain = %s AND attempt = %s"  # noqa: S608
 # Statements over the catalogue: what the guard consists of, and which life of the server made it.
 _FINGERPRINT: Final = """
 WITH named AS (SELECT to_regclass(n)::oid AS oid FROM unnest(%s::text[]) n),
@@ -57,6 +55,9 @@ SELECT coalesce((
     WHERE p.proname = ANY (%s::text[]) AND p.pronamespace = current_schema()::regnamespace), '')
   || ' ' || (SELECT system_identifier FROM pg_control_system())
   || ' ' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
+_SOUND: Final = f"SELECT ({_FINGERPRINT}), {_COLUMNS} FROM {FENCE_TABLE} WHERE domain = %s AND attempt = %s"  # noqa: S608
+"""The row, and what is there now."""
+_SET: Final = f"UPDATE {FENCE_TABLE} SET fingerprint = ({_FINGERPRINT}), "  # noqa: S608
 _PRESENT: Final = "SELECT n FROM unnest(%s::text[]) n WHERE to_regclass(n) IS NOT NULL"
 _CROSSING_KEYS: Final = """
 SELECT c.conname, c.conrelid::regclass::text, c.confrelid::regclass::text
@@ -71,8 +72,10 @@ WHERE c.oid = ANY (%s::text[]::regclass[]::oid[]) AND (c.relkind NOT IN ('r', 'p
   OR EXISTS (SELECT FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhrelid
     WHERE i.inhparent = c.oid AND (p.relkind <> 'r' OR p.relhassubclass OR i.inhdetachpending))) LIMIT 1"""
 _PARTS: Final = """
-SELECT c.relname::text, i.inhrelid::regclass::text FROM pg_class c JOIN pg_inherits i ON i.inhparent = c.oid
-WHERE c.oid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n) ORDER BY i.inhrelid"""
+SELECT current_schema()::text, c.relname::text, i.inhrelid::regclass::text FROM (SELECT 1) one
+LEFT JOIN (pg_class c JOIN pg_inherits i ON i.inhparent = c.oid)
+  ON c.oid = ANY (SELECT to_regclass(n)::oid FROM unnest(%s::text[]) n) ORDER BY i.inhrelid"""
+"""The schema, and the partitions, if there are any."""
 _LIVE: Final = (
     f"SELECT attempt FROM {FENCE_TABLE} WHERE domain = %s AND place = %s AND NOT ended ORDER BY attempt FOR UPDATE"  # noqa: S608
 )
@@ -143,43 +146,43 @@ class PostgresGuard:
 
     async def fence(self, token: Token, flip: int, lapse_s: float, lock_timeout_s: float) -> None:
         async def step(tx: PostgresTransaction) -> None:
-            row = await self._sound_row(tx, token)
+            await self._row(tx, token)
+            await self._barrier.lock(tx)
+            row = await self._sound_row(tx)
             if flip < row.flip:
                 raise MigrationError(f"flip {flip} is over: flip {row.flip} has fenced since")
             if row.fence == "sealed":
                 return  # a seal is never weakened
             text = await self._text(tx)
+            until = (await tx.run("SELECT (clock_timestamp() + make_interval(secs => %s))::text", (lapse_s,)))[0][0]
             # Not waited for on the disk: a server that crashes and forgets this fence has ended every writer, too, and
             # the seal of this flip will be refused.
-            await tx.run("SET LOCAL synchronous_commit = off")
-            await self._barrier.lock(tx)
-            if text.parts:
-                self._check_sound(row, await self._fingerprint(tx))
-                text = await self._text(tx)
-            until = (await tx.run("SELECT (clock_timestamp() + make_interval(secs => %s))::text", (lapse_s,)))[0][0]
-            await tx.run_script(text.refuse("lapse", flip, until))
-            await switch_off(tx, self._tables, text.fence_triggers("seal"))
-            await self._set(tx, flip=flip, fence="lapsing", lapses_at=until)
-            await self.remember(tx)
+            await tx.run_script(
+                [
+                    "SET LOCAL synchronous_commit = off",
+                    *text.refuse("lapse", flip, until),
+                    text.switched_off(text.fence_triggers("seal")),
+                ]
+            )
+            await self._set(tx, flip, "lapsing", until)
 
         await self._barrier.run(step, lock_timeout_s)
 
     async def seal(self, token: Token, flip: int) -> None:
+        """Every round trip counts: from the fence on everybody's writes wait for this."""
+
         async def step(tx: PostgresTransaction) -> None:
-            row = await self._sound_row(tx, token)
-            if row.flip == flip and row.fence == "sealed":
-                return
-            text = await self._text(tx)
+            await self._row(tx, token)
             await self._barrier.lock(tx)
             # compared under the lock: from here to the commit no writer can slip in, whatever the clock does
-            row = await self._sound_row(tx, token)
+            row = await self._sound_row(tx)
+            if row.flip == flip and row.fence == "sealed":
+                return
             if row.flip != flip or row.now != "lapsing":
                 raise MigrationError(f"the fence of flip {flip} had lapsed before it was sealed")
-            text = await self._text(tx) if text.parts else text
-            await tx.run_script(text.refuse("seal", flip, None))
-            await switch_off(tx, self._tables, text.fence_triggers("lapse"))
-            await self._set(tx, flip=flip, fence="sealed", lapses_at=None)
-            await self.remember(tx)
+            text = await self._text(tx)
+            await tx.run_script([*text.refuse("seal", flip, None), text.switched_off(text.fence_triggers("lapse"))])
+            await self._set(tx, flip, "sealed", None)
 
         await self._barrier.run(step, SEAL_TIMEOUT_S)
 
@@ -204,7 +207,7 @@ class PostgresGuard:
         present = await tx.run(_PRESENT, (list(self._tables),))
         if len(present) == len(self._tables):
             await self._barrier.lock(tx)
-            await switch_off(tx, self._tables, (*text.journal_triggers(), *fences))
+            await tx.run_script([text.switched_off((*text.journal_triggers(), *fences))])
         await tx.run(
             f"UPDATE {FENCE_TABLE} SET ended = true, fence = CASE WHEN %s THEN fence ELSE 'open' END "  # noqa: S608
             "WHERE domain = %s AND attempt = %s",
@@ -346,11 +349,14 @@ class PostgresGuard:
         rows = await tx.run(f"{_ROW} FOR UPDATE", self._key)
         return _Row(*rows[0]) if rows else None
 
-    async def _sound_row(self, tx: PostgresTransaction, token: Token) -> _Row:
-        row = await self._row(tx, token)
-        if row is None:
+    async def _sound_row(self, tx: PostgresTransaction) -> _Row:
+        """The row, which this transaction has locked; whoever else changed what it describes is found out."""
+        rows = await tx.run(_SOUND, (*self._catalogue(), *self._key))
+        if not rows:
             raise MigrationError(f"attempt {self._attempt} of {self._store.domain} has no guard here")
-        self._check_sound(row, await self._fingerprint(tx))
+        found, *columns = rows[0]
+        row = _Row(*columns)
+        self._check_sound(row, str(found))
         return row
 
     def _check_sound(self, row: _Row, found: str) -> None:
@@ -379,15 +385,14 @@ class PostgresGuard:
             )
 
     async def _text(self, tx: PostgresTransaction) -> GuardText:
-        schema = str((await tx.run("SELECT current_schema()"))[0][0])
-        parts = await parts_of(tx, self._tables)
+        schema, parts = await layout_of(tx, self._tables)
         return GuardText(self._store.domain, self._store.attempt, self._attempt, schema, parts)
 
-    async def _set(self, tx: PostgresTransaction, *, flip: int, fence: FenceState, lapses_at: str | None) -> None:
+    async def _set(self, tx: PostgresTransaction, flip: int, fence: FenceState, lapses_at: str | None) -> None:
+        """Write what is in force, and take what is there now for sound."""
         await tx.run(
-            f"UPDATE {FENCE_TABLE} SET flip = %s, fence = %s, lapses_at = %s::timestamptz "  # noqa: S608
-            "WHERE domain = %s AND attempt = %s",
-            (flip, fence, lapses_at, *self._key),
+            f"{_SET} flip = %s, fence = %s, lapses_at = %s::timestamptz WHERE domain = %s AND attempt = %s",
+            (*self._catalogue(), flip, fence, lapses_at, *self._key),
         )
 
     async def _fingerprint(self, tx: PostgresTransaction) -> str:
@@ -400,24 +405,14 @@ class PostgresGuard:
         return (list(self._tables), pattern, [*functions, text.refuse_function, text.truncate_function])
 
 
-async def parts_of(tx: PostgresTransaction, tables: Sequence[str]) -> dict[str, list[str]]:
-    """The partitions of those tables that have some."""
+async def layout_of(tx: PostgresTransaction, tables: Sequence[str]) -> tuple[str, dict[str, list[str]]]:
+    """The schema that tables are in, and the partitions of those that have some."""
+    rows = await tx.run(_PARTS, (list(tables),))
     parts: dict[str, list[str]] = {}
-    for table, part in await tx.run(_PARTS, (list(tables),)):
-        parts.setdefault(str(table), []).append(str(part))
-    return parts
-
-
-async def switch_off(tx: PostgresTransaction, tables: Sequence[str], triggers: tuple[str, ...]) -> None:
-    """DISABLE, never DROP: DROP TRIGGER waits behind pg_dump and blocks every reader meanwhile."""
-    found = await tx.run(
-        "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgname = ANY (%s::text[]) "
-        "AND (tgrelid = ANY (%s::text[]::regclass[]::oid[]) OR tgrelid IN (SELECT inhrelid FROM pg_inherits "
-        "WHERE inhparent = ANY (%s::text[]::regclass[]::oid[]))) AND tgenabled <> 'D'",
-        (list(triggers), list(tables), list(tables)),
-    )
-    if found:
-        await tx.run_script([f"ALTER TABLE ONLY {table} DISABLE TRIGGER {trigger}" for table, trigger in found])
+    for _, table, part in rows:
+        if part is not None:
+            parts.setdefault(str(table), []).append(str(part))
+    return str(rows[0][0]), parts
 
 
 async def live_guards(tx: PostgresTransaction, db: PostgresDatabase, store: SqlStore) -> list[PostgresGuard]:

@@ -14,7 +14,7 @@ from datalayer.domains.movement import INDEXED
 from datalayer.errors import StaleRoute
 from datalayer.schemas.metadata import outbox_tables
 from datalayer.stores.postgres.barrier import Barrier
-from datalayer.stores.postgres.guard import GUARD_LOCK, INSTALL_TIMEOUT_S, parts_of, switch_off
+from datalayer.stores.postgres.guard import GUARD_LOCK, INSTALL_TIMEOUT_S, layout_of
 from datalayer.stores.postgres.triggers import CLOCK, GuardText
 from datalayer.stores.sql.outbox import SqlOutbox
 from datalayer.stores.sql.statement import create_table
@@ -108,7 +108,7 @@ class PostgresOutbox(SqlOutbox):
             )
             if not present:
                 await self._barrier.lock(tx)
-                await switch_off(tx, self._names, self._text.journal_triggers())
+                await tx.run_script([self._text.switched_off(self._text.journal_triggers())])
             names = ", ".join(table.name for table in self._tables.all)
             await tx.run(f"DROP TABLE IF EXISTS {names}")
 
@@ -130,8 +130,7 @@ class PostgresOutbox(SqlOutbox):
         )
 
     async def _texts(self, tx: PostgresTransaction) -> OutboxText:
-        schema = str((await tx.run("SELECT current_schema()"))[0][0])
-        parts = await parts_of(tx, self._names)
+        schema, parts = await layout_of(tx, self._names)
         return OutboxText(self._store.domain, self._store.attempt, self._index, schema, parts)
 
 

@@ -194,6 +194,24 @@ class GuardText:
                 )
                 yield f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}"
 
+    def switched_off(self, triggers: Sequence[str]) -> str:
+        """DISABLE, never DROP: DROP TRIGGER waits behind pg_dump and blocks every reader meanwhile.
+
+        Found by the server itself: another round trip would be one more that writers wait for.
+        """
+        names = ", ".join(f"'{name}'" for name in triggers)
+        tables = ", ".join(f"to_regclass('{table.name}')" for table in self.tables)
+        return f"""DO $datalayer$
+DECLARE
+  one record;
+BEGIN
+  FOR one IN SELECT tgrelid::regclass AS place, tgname FROM pg_trigger WHERE tgname IN ({names}) AND tgenabled <> 'D'
+    AND (tgrelid IN ({tables}) OR tgrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent IN ({tables})))
+  LOOP
+    EXECUTE format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', one.place, one.tgname);
+  END LOOP;
+END $datalayer$"""
+
     def _function(self, name: str, body: str) -> str:
         return (
             f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "

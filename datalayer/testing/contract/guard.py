@@ -352,13 +352,19 @@ class GuardSuite:
 
     async def test_fence_lapses_by_itself(self, fixture: StoreFixture) -> None:
         store, guard, maker = await self._guarded(fixture)
-        await guard.fence(self._token(fixture, store), 1, 0.25, LOCK_S)
-        await refused(Fenced, store.execute(self._new(maker), fixture.deadline()))
 
         async def accepted() -> bool:
             _, errors = await outcomes([store.execute(self._new(maker), fixture.deadline())])
             assert {type(error) for error in errors} <= {Fenced}
             return not errors
+
+        # On a busy machine a short fence may be over before anybody meets it.
+        for flip, lapse_s in enumerate((0.25, 1.0, 4.0), 1):
+            await guard.fence(self._token(fixture, store), flip, lapse_s, LOCK_S)
+            if not await accepted():
+                break
+        else:
+            raise AssertionError("the fence refused nobody")
 
         await fixture.until(accepted, "the fence to lapse")
         assert (await guard.state()).fence == "open"
