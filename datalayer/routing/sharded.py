@@ -35,7 +35,7 @@ from datalayer.routing import regionrecord
 from datalayer.routing.claims import ClaimingWriter
 from datalayer.routing.route import Place
 from datalayer.routing.shardguard import ShardedGuard
-from datalayer.routing.shards import ShardMap, cut
+from datalayer.routing.shards import ShardMap, cut, share_out
 from datalayer.routing.together import each
 from datalayer.routing.within import within
 from datalayer.stores.base import Executed, MetaRow, ScanPage
@@ -587,16 +587,3 @@ async def apply_parts(parts: Mapping[Group, Sequence[Record]], side: Callable[[G
     await each(parts, apply)
     if refused:
         raise Quarantine(refused)
-
-
-def share_out(groups: int, weights: Mapping[str, float]) -> list[str]:
-    """A member for each group in turn: neighbours go to different members, each gets its share by weight."""
-    given = dict.fromkeys(weights, 0)
-    shares = []
-    for _ in range(groups):
-        member = min(
-            weights, key=lambda name: ((given[name] + 1) / weights[name] if weights[name] else float("inf"), name)
-        )
-        given[member] += 1
-        shares.append(member)
-    return shares

@@ -108,3 +108,16 @@ def shard_map(domain: str, attempt: int, routings: Mapping[str, Routing]) -> Sha
     groups = (parse_group(name) for name in routings)
     found = ShardMap(g for g in groups if g is not None and (g.domain, g.attempt) == (domain, attempt))
     return found if found.whole else None
+
+
+def share_out(groups: int, weights: Mapping[str, float]) -> list[str]:
+    """A member for each group in turn: neighbours go to different members, each gets its share by weight."""
+    given = dict.fromkeys(weights, 0)
+    shares = []
+    for _ in range(groups):
+        member = min(
+            weights, key=lambda name: ((given[name] + 1) / weights[name] if weights[name] else float("inf"), name)
+        )
+        given[member] += 1
+        shares.append(member)
+    return shares

@@ -40,7 +40,7 @@ ANCIENT = datetime(2005, 5, 5, tzinfo=UTC)
 EACH = 25
 BODY_INDEX = '''"""Messages are found by their sender."""
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0004_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0006_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from datalayer.errors import InvalidArgument, PreconditionFailed
 from datalayer.ids import SLOTS, slot_of
 from datalayer.migrators.rebalance import Load, Move, plan_moves
-from datalayer.routing.sharded import share_out
-from datalayer.routing.shards import GROUP_TABLES, Group, ShardMap, base_domain, cut, parse_group
+from datalayer.routing.shards import GROUP_TABLES, Group, ShardMap, base_domain, cut, parse_group, share_out
 
 MIB = 1 << 20
 
