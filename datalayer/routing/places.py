@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Side = Literal["source", "target"]
 SELF_CREATING = frozenset({"memory", "sqlite"})
 """Products whose schema is made when they are first used; elsewhere an operator upgrades it."""
+SCHEMALESS = frozenset({"redis"})
+"""Products without a schema: a place of records is made when a domain is first placed there."""
 
 
 @dataclass(slots=True)
