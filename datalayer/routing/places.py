@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from datalayer.domains.movement import Movement, movement_of
+from datalayer.domains.movement import INDEXED, Movement, movement_of
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
@@ -190,9 +190,7 @@ class Places:
         if self.backend(place).authority_class == "transactional":
             guard: Guard = store.guard(attempt)
             return guard
-        return IntentGuard(
-            store, self.control.intents(domain, attempt, side), Entering(self.indexes, Leaf(base_domain(domain), place))
-        )
+        return IntentGuard(store, self.control.intents(domain, attempt, side), self._entering(domain, place))
 
     def sides(self, routing: Routing) -> tuple[Guard, Guard]:
         """(guard of the authority, guard of the mirror) while a migration lives."""
@@ -237,6 +235,11 @@ class Places:
             return None
         return self.store(routing.domain, routing.mirror)
 
+    def _entering(self, domain: str, place: Place) -> Entering | None:
+        """How writes to a place without triggers become known to indexes; None for a domain that none follows."""
+        base = base_domain(domain)
+        return Entering(self.indexes, Leaf(base, place)) if base in INDEXED else None
+
     def _last_writer(self, routing: Routing, store: Any, mirror: Any) -> LastWriterAuthority:
         intents = None
         if mirror is not None:
@@ -248,7 +251,7 @@ class Places:
             self.clock,
             process_number=self._process_number,
             intents=intents,
-            entering=Entering(self.indexes, Leaf(base_domain(routing.domain), routing.authority)),
+            entering=self._entering(routing.domain, routing.authority),
             # On the way back only: what the source cannot take would make a rollback impossible. On the way over such a
             # record is quarantined and named, and the application goes on.
             check=None if mirror is None or routing.phase in SOURCE_RULES else mirror.check,
