@@ -15,7 +15,8 @@ from datalayer.routing.indexes import Indexes, Leaf
 from datalayer.routing.lastwriter import Entering, IntentGuard, LastWriterAuthority
 from datalayer.routing.regional import RegionalUsers
 from datalayer.routing.route import SOURCE_RULES, Phase, Place
-from datalayer.routing.sharded import STORES, ShardedStore
+from datalayer.routing.sharded import ShardedStore
+from datalayer.routing.sharded_stores import STORES
 from datalayer.routing.shards import base_domain, shard_map
 from datalayer.routing.together import each
 from datalayer.stores.sharded import ShardedBackend

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from datalayer.routing.shards import Group
     from datalayer.stores.base import Guard
     from datalayer.stores.sharded import ShardedBackend
-    from datalayer.types import Conversation, Listed, Media, Member, Message, Session, SessionCut, User
+    from datalayer.types import Conversation, Listed, Media, Member, Message, User
 
 R = TypeVar("R")
 CLAIMED: Final = frozenset({"username", "email"})
@@ -546,39 +546,6 @@ class ShardedCatalogue(ShardedStore):
         return sorted(found, key=attrgetter("id"))[:limit]
 
 
-class ShardedSessions(ShardedStore):
-    """Sessions: those of a user lie in one group, the cut with them."""
-
-    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
-        return await self.router(mutation.user_id.bytes).execute(mutation, deadline)
-
-    async def get(self, user_id: UUID, id: UUID, deadline: Deadline) -> tuple[Session | None, SessionCut | None]:
-        def call(store: Any, deadline: Deadline) -> Any:
-            return store.get(user_id, id, deadline)
-
-        found: tuple[Session | None, SessionCut | None] = await self.read(user_id.bytes, call, deadline)
-        return found
-
-    async def of_user(self, user_id: UUID, limit: int, deadline: Deadline) -> tuple[list[Session], SessionCut | None]:
-        def call(store: Any, deadline: Deadline) -> Any:
-            return store.of_user(user_id, limit, deadline)
-
-        found: tuple[list[Session], SessionCut | None] = await self.read(user_id.bytes, call, deadline)
-        return found
-
-    async def purge(self, before_us: int, limit: int) -> tuple[int, int]:
-        """Of the groups that are at rest; a shard that is down keeps what it has until later."""
-        looked, taken = 0, 0
-        for group in self.map.groups:
-            router = self.places.group_routers[group.name]
-            if looked >= limit or not router.serves or not router.routing.at_rest:
-                continue
-            with suppress(Unavailable):
-                seen, gone = await router.route.authority.purge(before_us, limit - looked)
-                looked, taken = looked + seen, taken + gone
-        return looked, taken
-
-
 class RoutedRecords:
     """``claims.Records`` through the routers of the groups."""
 
@@ -596,16 +563,6 @@ class RoutedRecords:
     async def swap(self, swap: Swap, deadline: Deadline) -> Record:
         await self._store.router(swap.record.key).execute(swap, deadline)
         return swap.record
-
-
-STORES: Final[Mapping[str, type[ShardedStore]]] = {
-    "messages": ShardedMessages,
-    "users": ShardedUsers,
-    "conversations": ShardedConversations,
-    "listings": ShardedListings,
-    "catalogue": ShardedCatalogue,
-    "sessions": ShardedSessions,
-}
 
 
 async def apply_parts(parts: Mapping[Group, Sequence[Record]], side: Callable[[Group], Awaitable[Any]]) -> None:
