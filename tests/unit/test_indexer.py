@@ -11,7 +11,7 @@ from datalayer.domains.messages import Append, appended, to_record
 from datalayer.errors import ConfigurationError
 from datalayer.ids import IdSource
 from datalayer.layer import DataLayer
-from datalayer.migrators.plan import Until
+from datalayer.migrators.plan import PLAN, Action, Stage, Until
 from datalayer.types import Message
 from tests.unit.index_world import config, coordinator, differences, held, in_step, old_rows, opened
 
@@ -115,17 +115,31 @@ async def test_an_index_follows_a_source_that_moves_over_and_back(ground: Path, 
         await in_step(layer.places)
 
 
+async def given_up(layer: DataLayer) -> None:
+    """Messages that wait at a target when it is dropped, and nobody has brought them yet."""
+    await coordinator(layer, "messages").migrate("other")
+    await written(layer, uuid.uuid4())
+    await coordinator(layer, "messages").rollback()
+    await coordinator(layer, "messages").cancel()
+    assert len(await differences(layer.places)) == 6
+    layer.indexer.start()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_waits_at_a_target_that_is_given_up_is_found_all_the_same(ground: Path, kind: str) -> None:
     async with opened(config(ground, kind), project=False) as layer:
-        room = uuid.uuid4()
-        await coordinator(layer, "messages").migrate("other")
-        await written(layer, room)
-        await coordinator(layer, "messages").rollback()
-        await coordinator(layer, "messages").cancel()
-        assert len(await differences(layer.places)) == 6
-        layer.indexer.start()
+        await given_up(layer)
         await in_step(layer.places)
+
+
+async def test_without_the_hand_over_it_would_be_lost(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelling = tuple(action for action in PLAN[Stage.CANCEL] if action is not Action.LEAVE_TARGET)
+    monkeypatch.setitem(PLAN, Stage.CANCEL, cancelling)
+    monkeypatch.setattr("tests.unit.index_world.WAIT_S", 1.0)
+    async with opened(config(ground, "memory"), project=False) as layer:
+        await given_up(layer)
+        with pytest.raises(AssertionError, match="keys differ"):
+            await in_step(layer.places)
 
 
 async def test_outboxes_of_indexes_that_are_given_up_are_swept(ground: Path) -> None:
