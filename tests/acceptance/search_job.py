@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -82,7 +82,7 @@ class Scenario:
     async def start_worker(self) -> None:
         """One more process that indexes."""
         words = (sys.executable, "-m", "tests.acceptance.search_worker", str(self.config))
-        worker = await asyncio.create_subprocess_exec(*words, stdout=PIPE, stderr=DEVNULL)
+        worker = await asyncio.create_subprocess_exec(*words, stdout=PIPE)
         assert worker.stdout is not None
         assert await worker.stdout.readline() == b"open\n", "the worker could not be opened"
         self.workers.append(worker)
@@ -195,7 +195,7 @@ class Scenario:
             except DatalayerError as error:
                 self.tell(f"not compared yet: {error.message}")
                 left = {}
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.3)
                 continue
             if not left:
                 break
