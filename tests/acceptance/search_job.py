@@ -207,8 +207,11 @@ class Scenario:
 
     # --- 2: how far it is behind --------------------------------------------------------------------------------------
 
-    async def measure(self, label: str) -> list[float]:
-        """Write at the rate; the seconds from the acknowledgement of each sampled message until a query finds it."""
+    async def measure(self, label: str, until: asyncio.Event | None = None) -> list[float]:
+        """Write at the rate; the seconds from the acknowledgement of each sampled message until a query finds it.
+
+        For the job's seconds; with ``until`` as long as that is not set.
+        """
         room, sender, lags, waiting = uuid4(), uuid4(), list[float](), list[asyncio.Task[None]]()
         self.acked = {}
         began, written = time.monotonic(), 0
@@ -223,7 +226,7 @@ class Scenario:
 
         writes: set[asyncio.Task[None]] = set()
         checker = asyncio.create_task(self._never_fewer(room))
-        while (elapsed := time.monotonic() - began) < self.job.seconds:
+        while (elapsed := time.monotonic() - began) < self.job.seconds or (until is not None and not until.is_set()):
             while written < elapsed * self.job.rate and len(writes) < 200:
                 task = asyncio.create_task(write(written))
                 writes.add(task)
@@ -272,7 +275,8 @@ class Scenario:
 
     async def rebuild(self) -> None:
         """Killed on its way, then to its end; writes and queries go on all the time."""
-        measuring = asyncio.create_task(self.measure("during a rebuild"))
+        over = asyncio.Event()
+        measuring = asyncio.create_task(self.measure("during a rebuild", over))
         await asyncio.sleep(self.job.seconds / 10)
         for failpoint in REBUILD_KILLS:
             code = await self.command("search", "rebuild", "--yes", failpoints=failpoint)
@@ -281,6 +285,7 @@ class Scenario:
         routing = (await self.layer.control.routings())[1]["search"]
         self.tell(f"rebuilt: attempt {routing.authority.attempt}, phase {routing.phase}")
         assert routing.authority.attempt == 1
+        over.set()
         await measuring
         await self.command("migrations", "purge", "--yes")
         await self.in_step()
