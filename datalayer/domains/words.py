@@ -38,8 +38,7 @@ _BLOCK_NAMES: Final = (
     "picture pre progress rp rt ruby script section select slot source style summary svg table tbody td template "
     "textarea tfoot th thead time title tr track ul video"
 )
-_INLINE: Final = frozenset(_INLINE_NAMES.split())
-_BLOCK: Final = frozenset(_BLOCK_NAMES.split())
+_GAPS: Final = dict.fromkeys(_INLINE_NAMES.split(), "") | dict.fromkeys(_BLOCK_NAMES.split(), " ")
 # The first '>' ends a tag, whatever is quoted: so no text makes this slower than its length.
 _TAG: Final = re.compile(r"<(?:![^<>]*|/?([A-Za-z][A-Za-z0-9]*)(?:[\s/][^<>]*)?)>")
 _SPACELESS: Final = re.compile(
@@ -47,7 +46,9 @@ _SPACELESS: Final = re.compile(
     "\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
 _ASCII_WORD: Final = re.compile(r"[a-z0-9_]+")
-_IGNORED: Final = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
+_WORD: Final = re.compile(r"\w+")
+_IGNORED: Final = frozenset("\u00ad\u200b\u200c\u200d\u2060\ufeff")
+_WITHOUT_IGNORED: Final = dict.fromkeys(map(ord, _IGNORED))
 _SCANNED: Final = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
 """Where marks are."""
 
@@ -71,9 +72,10 @@ def words_of(text: str) -> list[str]:
     """The words of a text, in order."""
     if text.isascii():
         return [word[:WORD_MAX] for word in _ASCII_WORD.findall(text.lower())]
-    folded = _folded(text)
-    spaced = _SPACELESS.sub(_apart, folded)
-    return [word[:WORD_MAX] for word in _unicode().word.findall(spaced)]
+    spaced = _SPACELESS.sub(_apart, _folded(text))
+    # the pattern that knows marks looks at each character ten times as long
+    pattern = _WORD if _unicode().marked.isdisjoint(spaced) else _unicode().word
+    return [word[:WORD_MAX] for word in pattern.findall(spaced)]
 
 
 def indexed(text: str) -> str:
@@ -99,15 +101,21 @@ def places_of(text: str) -> Iterator[Place]:
 
 
 def _without_tag(found: re.Match[str]) -> str:
-    name = (found[1] or "").lower()
-    if not name or name in _BLOCK:
-        return " "
-    return "" if name in _INLINE else found[0]
+    name = found[1]
+    if name is None:
+        return " "  # a comment
+    gap = _GAPS.get(name)
+    if gap is None:
+        gap = _GAPS.get(name.lower(), found[0])
+    return gap
 
 
 def _folded(text: str) -> str:
-    short = _unicode().marks.sub(_fewer_marks, text.translate(_IGNORED))
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", short).casefold())
+    if not _IGNORED.isdisjoint(text):
+        text = text.translate(_WITHOUT_IGNORED)
+    if not _unicode().marked.isdisjoint(text):
+        text = _unicode().marks.sub(_fewer_marks, text)
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _fewer_marks(found: re.Match[str]) -> str:
@@ -125,6 +133,8 @@ def _is_spaceless(char: str) -> bool:
 class _Unicode(NamedTuple):
     """The patterns that need to know all marks, which ``re`` does not."""
 
+    marked: frozenset[str]
+    """Every mark."""
     word: re.Pattern[str]
     run: re.Pattern[str]
     """As ``word``, with what is ignored within one."""
@@ -141,8 +151,9 @@ def _unicode() -> _Unicode:
         run = [code for _, code in group]
         spans.append(f"{chr(run[0])}-{chr(run[-1])}")
     of_marks = "".join(spans)
-    ignored = "".join(map(chr, _IGNORED))
+    ignored = "".join(sorted(_IGNORED))
     return _Unicode(
+        frozenset(map(chr, marks)),
         re.compile(f"[\\w{of_marks}]+"),
         re.compile(f"[\\w{of_marks}{ignored}]+"),
         re.compile(f"[{of_marks}]{{{MARKS_MAX + 1},}}"),

@@ -63,13 +63,14 @@ _WALK_PAGES_MAX: Final = 400
 def answers(query: MessageQuery, documents: Iterable[Record]) -> list[Found]:
     """What a query must give, by the reference, of the newest documents."""
     found = []
+    rooms = frozenset(query.conversations)
     for one in documents:
         sender, words = one.fields
         room, id = UUID(bytes=one.key[:16]), UUID(bytes=one.key[16:])
         assert isinstance(words, str), "words are text"
         fits = (
             not one.deleted
-            and room in query.conversations
+            and room in rooms
             and (query.sender_id is None or query.sender_id.bytes == sender)
             and (query.since is None or query.since <= id)
             and (query.until is None or id < query.until)
