@@ -15,6 +15,7 @@ from datalayer.cli.progress import Watcher, duration
 from datalayer.cli.running import Stop, holder, moving_bulk, run, with_places
 from datalayer.cli.texts import table
 from datalayer.clock import SystemClock
+from datalayer.domains.soft import TTL_MAX_S
 from datalayer.errors import InvalidArgument, NotFinished
 from datalayer.migrators.growing import check_ready, run_step
 from datalayer.migrators.growth import Growth, GrowthOptions, Step, plan_growth
@@ -34,6 +35,14 @@ _OPTIONS: Final = (
         "--complete", is_flag=True, help="First close the way back of a migration whose domain has to move again."
     ),
     click.option("--rate", type=float, metavar="ROWS_PER_S", help="Cap of each backfill."),
+    click.option(
+        "--longest-ttl",
+        type=float,
+        default=TTL_MAX_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="Presence, typing: the longest ttl in use.",
+    ),
 )
 
 
@@ -83,7 +92,11 @@ def grow(
     if dry_run:
         return _tell(console, request, _plan(console, request))
     options = MigrateOptions(
-        workers=workers, max_hold_ms=max_hold, rate_rows_per_s=request.options.rate_rows_per_s, yes=yes
+        workers=workers,
+        max_hold_ms=max_hold,
+        rate_rows_per_s=request.options.rate_rows_per_s,
+        lifetime_s=request.options.lifetime_s,
+        yes=yes,
     ).checked()
     with moving_bulk():
         done = _grow(console, request, options)
@@ -93,7 +106,15 @@ def grow(
     return None
 
 
-def _request(console: Console, *, size: str, uses: tuple[str, ...], complete: bool, rate: float | None) -> _Request:
+def _request(
+    console: Console,
+    *,
+    size: str,
+    uses: tuple[str, ...],
+    complete: bool,
+    rate: float | None,
+    longest_ttl: float,
+) -> _Request:
     chosen = {}
     for use in uses:
         domain, equals, backend = use.partition("=")
@@ -102,8 +123,10 @@ def _request(console: Console, *, size: str, uses: tuple[str, ...], complete: bo
         chosen[domain] = backend
     words = [f"--size {size}", *(f"--use {use}" for use in uses)]
     words += ["--complete"] * complete + ([f"--rate {rate:g}"] if rate is not None else [])
-    MigrateOptions(rate_rows_per_s=rate).checked()
-    return _Request(console.settings(), Size(size), GrowthOptions(chosen, complete, rate), " ".join(words))
+    words += [f"--longest-ttl {longest_ttl:g}"] if longest_ttl != TTL_MAX_S else []
+    MigrateOptions(rate_rows_per_s=rate, lifetime_s=longest_ttl).checked()
+    options = GrowthOptions(chosen, complete, rate, longest_ttl)
+    return _Request(console.settings(), Size(size), options, " ".join(words))
 
 
 def _plan(console: Console, request: _Request) -> Growth:

@@ -18,12 +18,14 @@ from datalayer.routing.lastwriter import IntentGuard
 from datalayer.routing.route import Phase, Place
 from datalayer.routing.shards import base_domain, parse_group
 from datalayer.stores.base import MetaRow
+from datalayer.stores.sharded import ShardedBackend
 
 if TYPE_CHECKING:
     from datalayer.migrators.verify import Verdict
     from datalayer.migrators.work import Work
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
+    from datalayer.stores.base import Backend
 
 VERDICT: Final = "verdict"
 VERDICT_MAX_AGE_US: Final = 24 * 3600 * 1_000_000
@@ -58,7 +60,7 @@ async def fit_target(places: Places, domain: str, target: Place) -> str:
     if (
         parse_group(domain) is None
         and (domain, 0) not in meta
-        and not await _empty(places.store(domain, Place(target.backend)))
+        and not all([await _empty(places.store(domain, Place(name))) for name in _databases(backend)])
     ):
         raise PreconditionFailed(
             f"backend {backend.name!r} holds {domain} rows that do not belong to this deployment",
@@ -67,6 +69,11 @@ async def fit_target(places: Places, domain: str, target: Place) -> str:
     if (domain, target.attempt) not in meta and not await _empty(places.store(domain, target)):
         raise PreconditionFailed(f"the target tables of attempt {target.attempt} exist and hold foreign rows")
     return f"{backend.product} {backend.name}"
+
+
+def _databases(backend: Backend) -> list[str]:
+    """Where plain tables are: of shards each by itself, for the slot groups of attempt 0 may be another backend's."""
+    return sorted(backend.members) if isinstance(backend, ShardedBackend) else [backend.name]
 
 
 async def _empty(store: object) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from datalayer.domains.movement import OPTIONAL, Movement, movement_of
+from datalayer.domains.soft import TTL_MAX_S
 from datalayer.errors import DatalayerError, InvalidArgument, SchemaBehind
 from datalayer.layer import MOVABLE
 from datalayer.migrators.actions import VERDICT
@@ -46,6 +47,8 @@ class GrowthOptions:
     complete: bool = False
     """Close the way back of migrations whose domain has to move again."""
     rate_rows_per_s: float | None = None
+    lifetime_s: float = TTL_MAX_S
+    """The longest lifetime in use of presence and typing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ class _Planner:
             going = [live.target.backend, live.source.backend]
             found = sorted(found, key=lambda name: going.index(name) if name in going else len(going))
         if not found:
-            return _with(base, "lacks", f"no configured backend is {' or '.join(wanted)}", toml=_toml(kinds))
+            return _with(base, "lacks", self._lack(domain, kinds, at), toml=_toml(kinds))
         return await self._towards(_with(base, "moves", target=found[0]), routing, live, found)
 
     def _unplaced(self, domain: str, wanted: tuple[str, ...]) -> DomainPlan:
@@ -207,6 +210,14 @@ class _Planner:
                 if name != at and kind.fits(backend) and self._places.backends[name].refuses(domain) is None:
                     found.append(name)
         return found
+
+    def _lack(self, domain: str, kinds: Sequence[KindOfBackend], at: str) -> str:
+        keep = f"; --use {domain}={at} leaves it where it is"
+        for kind in kinds:
+            for name, backend in sorted(self._configured.items()):
+                if kind.fits(backend) and (reason := self._places.backends[name].refuses(domain)) is not None:
+                    return f"{name!r} cannot take it: {reason}{keep}"
+        return f"no configured backend is {' or '.join(kind.name for kind in kinds)}{keep}"
 
     def _resting(self, domain: str, routing: Routing) -> str:
         live = self._live.get(domain)
@@ -311,7 +322,7 @@ class _Planner:
 
     async def _time(self, domain: str, source: str, target: str, rows: int | None) -> tuple[float | None, str]:
         if movement_of(domain) is Movement.SOFT:
-            return None, "both sides are written for the longest lifetime; nothing is copied"
+            return STEP_S + self._options.lifetime_s, "both sides are written for one longest lifetime (--longest-ttl)"
         if rows is None:
             return None, "the number of rows is not known"
         kinds = (self._kind(source) or source, self._kind(target) or target)

@@ -42,30 +42,30 @@ class KindOfBackend:
 MEMORY: Final = KindOfBackend("memory", ("memory",), '[backends.memory]\nurl = "memory://"')
 SQLITE: Final = KindOfBackend("SQLite", ("sqlite",), '[backends.main]\nurl = "sqlite:///datalayer-data/main.sqlite"')
 POSTGRES: Final = KindOfBackend(
-    "Postgres", ("postgresql",), '[backends.postgres]\nurl = "postgresql://USER@HOST/DATABASE"'
+    "Postgres", ("postgresql",), '[backends.postgres]\nurl = "postgresql://user@host/database"'
 )
 SHARDS: Final = KindOfBackend(
     "sharded Postgres",
     ("postgresql",),
     "[backends.shards]\n"
-    'members = { s0 = "postgresql://USER@HOST0/DATABASE", s1 = "postgresql://USER@HOST1/DATABASE", '
-    's2 = "postgresql://USER@HOST2/DATABASE", s3 = "postgresql://USER@HOST3/DATABASE" }',
+    'members = { s0 = "postgresql://user@host0/database", s1 = "postgresql://user@host1/database", '
+    's2 = "postgresql://user@host2/database", s3 = "postgresql://user@host3/database" }',
     sharded=True,
 )
 CASSANDRA: Final = KindOfBackend(
-    "Cassandra", ("cassandra",), '[backends.cassandra]\nurl = "cassandra://HOST/KEYSPACE?local_dc=DC&replication=3"'
+    "Cassandra", ("cassandra",), '[backends.cassandra]\nurl = "cassandra://host/keyspace?local_dc=dc1&replication=3"'
 )
-REDIS: Final = KindOfBackend("Redis", ("redis",), '[backends.redis]\nurl = "redis://HOST/0"')
+REDIS: Final = KindOfBackend("Redis", ("redis",), '[backends.redis]\nurl = "redis://host/0"')
 REDIS_CLUSTER: Final = KindOfBackend(
-    "Redis cluster", ("redis+cluster",), '[backends.cluster]\nurl = "redis+cluster://HOST1,HOST2,HOST3"'
+    "Redis cluster", ("redis+cluster",), '[backends.cluster]\nurl = "redis+cluster://host1,host2,host3"'
 )
-DYNAMODB: Final = KindOfBackend("DynamoDB", ("dynamodb",), '[backends.dynamodb]\nurl = "dynamodb://TABLE_PREFIX"')
-FILES: Final = KindOfBackend("a folder", ("file",), '[backends.files]\nurl = "file:///PATH"')
-S3: Final = KindOfBackend("S3", ("s3",), '[backends.s3]\nurl = "s3://BUCKET"')
+DYNAMODB: Final = KindOfBackend("DynamoDB", ("dynamodb",), '[backends.dynamodb]\nurl = "dynamodb://prefix"')
+FILES: Final = KindOfBackend("a folder", ("file",), '[backends.files]\nurl = "file:///path"')
+S3: Final = KindOfBackend("S3", ("s3",), '[backends.s3]\nurl = "s3://bucket"')
 OPENSEARCH: Final = KindOfBackend(
     "OpenSearch",
     ("opensearch+https", "opensearch+http"),
-    '[backends.opensearch]\nurl = "opensearch+https://HOST/INDEX_PREFIX"',
+    '[backends.opensearch]\nurl = "opensearch+https://host/prefix"',
 )
 KINDS: Final = (
     MEMORY,

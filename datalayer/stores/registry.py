@@ -27,6 +27,8 @@ _BUILT_IN: Final = {
     "opensearch+http": ("datalayer.stores.opensearch.backend", "opensearch"),
     "redis+cluster": ("datalayer.stores.redis.backend", "redis"),
 }
+SCHEMES: Final = tuple(_BUILT_IN)
+"""What this version serves by itself."""
 
 
 class BackendFactory(Protocol):

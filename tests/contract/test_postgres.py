@@ -33,8 +33,6 @@ from datalayer.testing.contract import (
     MessageReadsSuite,
     PortSuite,
     SearchReadsSuite,
-    SessionExecuteSuite,
-    SessionReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -269,19 +267,3 @@ class TestMessagesOutbox(_Postgres, WrittenOutboxSuite):
 
 class TestUsersOutbox(_Postgres, WrittenOutboxSuite):
     domain = "users"
-
-
-class TestSessionsPort(_Postgres, PortSuite):
-    domain = "sessions"
-
-
-class TestSessionReads(_Postgres, SessionReadsSuite):
-    pass
-
-
-class TestSessionExecute(_Postgres, SessionExecuteSuite):
-    pass
-
-
-class TestSessionGuard(_Postgres, ForeignWriterSuite):
-    domain = "sessions"

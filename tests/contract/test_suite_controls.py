@@ -28,8 +28,6 @@ from datalayer.testing.contract import (
     OutboxSuite,
     PortSuite,
     SearchReadsSuite,
-    SessionExecuteSuite,
-    SessionReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -48,7 +46,6 @@ from tests.contract.broken.outbox import OUTBOXES
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
 from tests.contract.broken.search import SEARCH
-from tests.contract.broken.sessions import SESSIONS
 from tests.contract.memory_program import Program
 
 STORES = [
@@ -62,7 +59,6 @@ STORES = [
     *OUTBOXES.all,
     *SEARCH.all,
     *CATALOGUES.all,
-    *SESSIONS.all,
 ]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
@@ -144,8 +140,6 @@ SUITES = [
     OutboxSuite,
     PortSuite,
     SearchReadsSuite,
-    SessionExecuteSuite,
-    SessionReadsSuite,
     UserExecuteSuite,
     UserReadsSuite,
     WrittenOutboxSuite,

@@ -128,6 +128,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.life_cycle("presence", "typing")
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 async def test_nobody_who_beats_is_called_away_by_a_move(
     tmp_path: Path, place: Callable[[str], str], source: str, target: str

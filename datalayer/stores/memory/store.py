@@ -396,7 +396,7 @@ class MemoryCatalogue(MemoryPort):
         return [one for (name, _), one in self._table().records.items() if name == kind and not one.deleted]
 
 
-class Transactions(MemoryPort):
+class _Transactions(MemoryPort):
     """What a transactional server adds to a store."""
 
     async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
@@ -406,23 +406,23 @@ class Transactions(MemoryPort):
         return MemoryGuard(self._backend, self.place, attempt)
 
 
-class TransactionalMessages(MemoryMessages, Transactions):
+class TransactionalMessages(MemoryMessages, _Transactions):
     """Messages on a server that orders writes itself."""
 
 
-class TransactionalUsers(MemoryUsers, Transactions):
+class TransactionalUsers(MemoryUsers, _Transactions):
     """Users on a server that orders writes itself."""
 
 
-class TransactionalListings(MemoryListings, Transactions):
+class TransactionalListings(MemoryListings, _Transactions):
     """Users' lists on a server that orders writes itself."""
 
 
-class TransactionalConversations(MemoryConversations, Transactions):
+class TransactionalConversations(MemoryConversations, _Transactions):
     """Conversations on a server that orders writes itself."""
 
 
-class TransactionalCatalogue(MemoryCatalogue, Transactions):
+class TransactionalCatalogue(MemoryCatalogue, _Transactions):
     """The catalogue of media on a server that orders writes itself."""
 
 

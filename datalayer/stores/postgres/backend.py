@@ -22,7 +22,6 @@ from datalayer.stores.postgres.stores import (
     PostgresConversations,
     PostgresListings,
     PostgresMessages,
-    PostgresSessions,
     PostgresUsers,
 )
 from datalayer.stores.postgres.token import take_token
@@ -140,7 +139,7 @@ class PostgresBackend:
         return await self._log.ask(deadline)
 
     def refuses(self, domain: str) -> str | None:
-        return None if domain in _STORES else f"this version keeps only {', '.join(_STORES)} in Postgres"
+        return None if domain in _STORES else f"Postgres holds {', '.join(_STORES)}, not {domain}"
 
     def store(self, domain: str, attempt: int) -> Any:
         assert self.refuses(domain) is None, "routing asks refuses() first"
@@ -250,7 +249,6 @@ _STORES: Final[dict[str, Callable[[PostgresDatabase, PostgresProduct, int], SqlS
     "users": PostgresUsers,
     "conversations": PostgresConversations,
     "listings": PostgresListings,
-    "sessions": PostgresSessions,
     "search": _search,
     "catalogue": PostgresCatalogue,
 }

@@ -19,7 +19,6 @@ from datalayer.stores.sqlite.store import (
     SqliteMessages,
     SqlitePlace,
     SqliteProduct,
-    SqliteSessions,
     SqliteUsers,
 )
 
@@ -33,23 +32,13 @@ READERS_MAX = 4
 """More threads do not read faster: they share one interpreter lock."""
 _STORES: Final[
     dict[
-        str,
-        type[
-            SqliteMessages
-            | SqliteUsers
-            | SqliteConversations
-            | SqliteListings
-            | SqliteSearch
-            | SqliteCatalogue
-            | SqliteSessions
-        ],
+        str, type[SqliteMessages | SqliteUsers | SqliteConversations | SqliteListings | SqliteSearch | SqliteCatalogue]
     ]
 ] = {
     "messages": SqliteMessages,
     "users": SqliteUsers,
     "conversations": SqliteConversations,
     "listings": SqliteListings,
-    "sessions": SqliteSessions,
     "search": SqliteSearch,
     "catalogue": SqliteCatalogue,
 }
