@@ -21,14 +21,14 @@ from datalayer.migrators.regions import regional_users
 from datalayer.routing.regional import RegionalUsers
 from datalayer.settings import Settings, load_settings
 from datalayer.types import User
-from tests.unit.cli_world import World
+from tests.unit.cli_world import World, fresh_world
 
 REGIONS = {"s0": "eu", "s1": "us", "s2": "us"}
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = World(tmp_path)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = fresh_world(tmp_path, monkeypatch)
     members = ", ".join(f'{name} = "sqlite:///{name}.db"' for name in REGIONS)
     regions = ", ".join(f'{name} = "{region}"' for name, region in REGIONS.items())
     world.config.write_text(

@@ -19,15 +19,15 @@ from datalayer.migrators.rebalance import Move
 from datalayer.migrators.shards import Mover, groups_of_slots, loads, sharding_of
 from datalayer.settings import load_settings
 from datalayer.types import Count
-from tests.unit.cli_world import SECRET, World
+from tests.unit.cli_world import SECRET, World, fresh_world
 
 GROUPS = 8
 SIZE = 4096 // GROUPS
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = World(tmp_path)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = fresh_world(tmp_path, monkeypatch)
     world.config.write_text(
         f"""
 [backends.main]
