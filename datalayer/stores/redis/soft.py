@@ -118,7 +118,7 @@ class RedisSoft:
             self._channel(beat.key) if publish else b"",
             beat.key.hex if publish else b"",
         )
-        return _BEAT.call([self._key(beat.key)], arguments)
+        return _BEAT.call([self.key_of(beat.key)], arguments)
 
     async def _lane(self, call: Call, deadline: Deadline) -> _Lane:
         address = await self._session.server_of(call.key, deadline)
@@ -144,7 +144,7 @@ class RedisSoft:
         self, keys: Sequence[UUID], make: Callable[[UUID, bytes | None], Any], deadline: Deadline
     ) -> dict[UUID, Any]:
         groups = self._groups(keys)
-        calls = [command("MGET", *map(self._key, group)) for group in groups]
+        calls = [command("MGET", *map(self.key_of, group)) for group in groups]
         found: dict[UUID, Any] = dict.fromkeys(keys)
         for group, values in zip(groups, await self._session.parted(calls, deadline=deadline), strict=True):
             if isinstance(values, DatalayerError):
@@ -201,7 +201,8 @@ class RedisSoft:
     def _key_length(self) -> int:
         return len(self._names.begin) + len(b"{000}:") + 16
 
-    def _key(self, key: UUID) -> bytes:
+    def key_of(self, key: UUID) -> bytes:
+        """The name of a key: its bytes end it."""
         return b"%s{%03x}:%s" % (self._names.begin, key.int % TAGS, key.bytes)
 
     async def create(self) -> None:
