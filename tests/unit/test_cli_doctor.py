@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 
@@ -236,3 +237,13 @@ def test_what_was_held_back_is_said_when_the_hold_fails(capsys: pytest.CaptureFi
     watcher.note("killed")
     watcher.close()
     assert capsys.readouterr().err == "killed\n"
+
+
+def test_presence_in_memory_is_named_once_there_are_several_processes(world: World) -> None:
+    with DataLayer.open(world.config) as layer:
+        layer.presence.heartbeat(UUID(int=1))
+        (found,) = [item for item in world.json("doctor")["findings"] if item["check"] == "memory"]
+        assert found["ok"]
+        with DataLayer.open(world.config):
+            told = wrong(world)["memory"]
+    assert told.startswith("presence and typing lie in the memory of each of 2 processes")

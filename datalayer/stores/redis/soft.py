@@ -45,7 +45,8 @@ CONNECT_S: Final = 2.0
 SCAN_COUNT: Final = 1000
 SCAN_S: Final = 10.0
 
-_BEAT: Final = Script(r"""
+_BEAT: Final = r"""
+local keep, late, most = %d, %d, %d
 local old = redis.call('GET', KEYS[1])
 local version, expires = tonumber(ARGV[2]), tonumber(ARGV[3])
 local newest, was, kept = version, 0, {}
@@ -64,11 +65,11 @@ end
 kept[#kept + 1] = {version, expires, ARGV[1] .. '\31' .. ARGV[2] .. '\31' .. ARGV[3] .. '\31' .. ARGV[4] .. '\30'}
 local alive = {}
 for _, one in ipairs(kept) do
-  if math.max(one[1], one[2]) > newest - tonumber(ARGV[6]) then alive[#alive + 1] = one end
+  if math.max(one[1], one[2]) > newest - late then alive[#alive + 1] = one end
 end
-if #alive > tonumber(ARGV[7]) then
+if #alive > most then
   table.sort(alive, function(a, b) return a[1] > b[1] end)
-  for at = #alive, tonumber(ARGV[7]) + 1, -1 do alive[at] = nil end
+  for at = #alive, most + 1, -1 do alive[at] = nil end
 end
 local last, top, body = newest, 0, {}
 for at, one in ipairs(alive) do
@@ -77,9 +78,14 @@ for at, one in ipairs(alive) do
 end
 if top > last then last = top end
 redis.call('SET', KEYS[1], string.format('%.0f', top) .. '\30' .. table.concat(body),
-  'PXAT', string.format('%.0f', math.floor((last + tonumber(ARGV[5])) / 1000)))
-if ARGV[8] ~= '' and (was > version) ~= (top > version) then redis.call('PUBLISH', ARGV[8], ARGV[9]) end
-return 1""")
+  'PXAT', string.format('%.0f', math.floor((last + keep) / 1000)))
+if ARGV[5] == '1' and (was > version) ~= (top > version) then
+  redis.call('PUBLISH', string.sub(KEYS[1], 1, -18), string.sub(KEYS[1], -16))
+end
+return 1"""
+"""A key is the name of its channel, a colon and the 16 bytes of a user or conversation. What is always the same is in the
+text: each argument costs the caller as much as the whole script costs the server.
+"""
 
 
 class RedisSoft:
@@ -92,7 +98,9 @@ class RedisSoft:
         self._session = session
         self._names = names
         self._clock = clock
-        self._keep_us = KEEP_US[domain] + LATE_US
+        # Without `%` formatting: Lua's patterns are full of it.
+        text = _BEAT.replace("%d, %d, %d", f"{KEEP_US[domain] + LATE_US}, {LATE_US}, {ITEMS_MAX}", 1)
+        self._script = Script(text)
         self._lanes: dict[Address, _Lane] = {}
 
     # --- beats -------------------------------------------------------------------------------------------------------
@@ -107,18 +115,8 @@ class RedisSoft:
         await until_confirmed(send, deadline)
 
     def _call(self, beat: Beat, *, publish: bool) -> Call:
-        arguments = (
-            beat.item,
-            beat.version,
-            beat.expires_us,
-            beat.status,
-            self._keep_us,
-            LATE_US,
-            ITEMS_MAX,
-            self._channel(beat.key) if publish else b"",
-            beat.key.hex if publish else b"",
-        )
-        return _BEAT.call([self.key_of(beat.key)], arguments)
+        arguments = (beat.item, beat.version, beat.expires_us, beat.status, "1" if publish else "")
+        return self._script.call([self.key_of(beat.key)], arguments)
 
     async def _lane(self, call: Call, deadline: Deadline) -> _Lane:
         address = await self._session.server_of(call.key, deadline)
@@ -189,11 +187,8 @@ class RedisSoft:
     async def listen(self, ear: Ear) -> None:
         await _Subscription(self._session, self._channel_of_tag, ear).run()
 
-    def _channel(self, key: UUID) -> bytes:
-        return self._channel_of_tag(key.int % TAGS)
-
     def _channel_of_tag(self, tag: int) -> bytes:
-        return b"%sc%d" % (self._names.begin, tag)
+        return b"%s{%03x}" % (self._names.begin, tag)
 
     # --- the place ---------------------------------------------------------------------------------------------------
 
@@ -340,7 +335,7 @@ class _Subscription:
             if not isinstance(answer, list):
                 continue
             if answer[0] == b"message":
-                self._ear.hint(UUID(hex=answer[2].decode()))
+                self._ear.hint(UUID(bytes=answer[2]))
             elif answer[0] == b"subscribe":
                 self._confirmed += 1
                 if self._confirmed == len(self._asked):
