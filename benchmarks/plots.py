@@ -14,7 +14,13 @@ _STEADY: Any = {"svg.hashsalt": "datalayer", "svg.fonttype": "none"}
 
 def draw(documents: Sequence[Mapping[str, Any]], folder: Path = PLOTS) -> list[Path]:
     """One file for each document."""
-    drawers = {"backfill": _backfill, "memory": _memory, "repository": _repository, "shards": _shards}
+    drawers = {
+        "backfill": _backfill,
+        "memory": _memory,
+        "repository": _repository,
+        "search": _search,
+        "shards": _shards,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     return [drawers[one["benchmark"]](one, folder / f"{one['benchmark']}.svg") for one in documents]
 
@@ -54,6 +60,20 @@ def _repository(found: Mapping[str, Any], path: Path) -> Path:
         axis.axvline(1.15, color="#b42318", linewidth=1)
         axis.set_xlabel("time of a call over that of the bare driver (line: the aim at rest)")
         axis.set_title(name, fontsize=10)
+    return _save(figure, path)
+
+
+def _search(found: Mapping[str, Any], path: Path) -> Path:
+    figure, axes = _figure(2, 7.0, 3.2)
+    told = found["indexing"]["contenders"]
+    colours = [OURS if name == "ours" else PEER for name in told]
+    _bars(axes[0], list(told), [one["documents_per_s"] for one in told.values()], colours)
+    axes[0].set_title("documents a second into OpenSearch", fontsize=10)
+    times = found["latency"]
+    labels = [f"{one['backend']}, {one['what']}" for one in times]
+    figures = [{"median": one["p50_ms"], "min": one["p50_ms"], "max": one["p99_ms"]} for one in times]
+    _bars(axes[1], labels, figures, [PEER if one["what"] == "history" else OURS for one in times])
+    axes[1].set_title(f"ms of a query of {found['messages']:,} messages, p50 to p99", fontsize=10)
     return _save(figure, path)
 
 

@@ -10,7 +10,13 @@ def text(found: Mapping[str, Any]) -> str:
     """Every figure of one document, with the aims it has."""
     machine = found["machine"]
     head = f"{found['benchmark']}  {found['date']}  commit {found['commit']}  {machine['cpus']} cpus, load {machine['load_1min']}"
-    parts = {"backfill": _backfill, "memory": _memory, "repository": _repository, "shards": _shards}
+    parts = {
+        "backfill": _backfill,
+        "memory": _memory,
+        "repository": _repository,
+        "search": _search,
+        "shards": _shards,
+    }
     return "\n".join([head, *parts[found["benchmark"]](found)])
 
 
@@ -79,6 +85,17 @@ def _repository(found: Mapping[str, Any]) -> list[str]:
             rows.append((one["call"], str(one["tasks"]), one["phase"], one["bare"], *figures))
         lines += ["", *table(rows)]
     return lines
+
+
+def _search(found: Mapping[str, Any]) -> list[str]:
+    told = found["indexing"]
+    rows: list[Columns] = [("documents/s into OpenSearch", "", "client CPU us/document")]
+    for name, one in told["contenders"].items():
+        rows.append((name, spread(one["documents_per_s"]), number(one["client_cpu_us_per_document"])))
+    rows += [(f"{one['ours']} / {one['peer']}", spread(one["documents_per_s"]), verdict(one)) for one in told["ratios"]]
+    times: list[Columns] = [(f"{found['messages']:,} messages", "", "p50 ms", "p99 ms")]
+    times += [(one["backend"], one["what"], number(one["p50_ms"]), number(one["p99_ms"])) for one in found["latency"]]
+    return [*table(rows), "", *table(times)]
 
 
 def _shards(found: Mapping[str, Any]) -> list[str]:

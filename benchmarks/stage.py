@@ -96,6 +96,10 @@ class Ground:
         """The URL of an empty keyspace."""
         return self._servers.cassandra().create_keyspace(_name())
 
+    def opensearch(self, prefix: str) -> str:
+        """The URL of a prefix of indexes that nobody else uses."""
+        return self._servers.opensearch().url_of(prefix)
+
     async def stage(self, *, copy: bool = True, cassandra: bool = True) -> Stage:
         """Empty places with their schema."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
