@@ -18,7 +18,7 @@ from uuid import UUID
 
 from datalayer.domains.record import FieldSpec, Kind, Record, check_text
 from datalayer.domains.users import normalise
-from datalayer.domains.words import Place, indexed, places_of, text_of, words_of
+from datalayer.domains.words import TEXT_MAX, Place, indexed, places_of, text_of, words_of
 from datalayer.errors import InvalidArgument
 from datalayer.types import Excerpt
 
@@ -172,19 +172,27 @@ def matches_names(phrase: Phrase, username: str, display_name: str) -> bool:
 
 
 def excerpt_of(phrases: Sequence[Phrase], body: str) -> Excerpt:
-    """At most 200 characters of the text of a message around its first match, and where in it the matches are."""
+    """At most 200 characters of the text of a message around its first match, and where in it the matches are.
+
+    A match beyond the first 100,000 characters is not looked for.
+    """
     text = text_of(body)
-    places = list(places_of(text))
+    places: list[Place] = []
     marks: set[tuple[int, int]] = set()
-    for phrase in phrases:
-        for at in range(len(places) - len(phrase.words) + 1):
-            run = places[at : at + len(phrase.words)]
-            if _same(run, phrase):
-                marks |= {(place.start, place.end) for place in run}
-    ordered = sorted(marks)
-    start = max(0, ordered[0][0] - BEFORE_CHARS) if ordered else 0
+    start, end = 0, None
+    for place in places_of(text[:TEXT_MAX]):
+        if end is not None and place.start > end:
+            break
+        places.append(place)
+        for phrase in phrases:
+            run = places[-len(phrase.words) :]
+            if len(run) == len(phrase.words) and _same(run, phrase):
+                marks |= {(one.start, one.end) for one in run}
+                if end is None:
+                    start = max(0, run[0].start - BEFORE_CHARS)
+                    end = start + EXCERPT_CHARS
     end = start + EXCERPT_CHARS
-    inside = tuple((low - start, high - start) for low, high in ordered if high <= end)
+    inside = tuple((low - start, high - start) for low, high in sorted(marks) if low >= start and high <= end)
     return Excerpt(text[start:end], inside)
 
 

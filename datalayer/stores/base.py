@@ -393,8 +393,8 @@ class ListingReads(Protocol):
 class SearchReads(Protocol):
     """Queries of a search index. Exact: every document that matches (``domains.search.matches``) and no other.
 
-    ``apply`` answers when what it was given is durable; queries see it within ``visible_within_s`` of that, ``fetch``
-    and ``scan`` at once.
+    ``apply`` answers when what it was given is durable; queries see it within ``visible_within_s`` of that, ``fetch`` at
+    once; a scan sees at least what was there when it was planned.
     """
 
     visible_within_s: float

@@ -170,6 +170,14 @@ def test_an_excerpt_shows_the_first_match_and_marks_all_it_shows() -> None:
     assert search.excerpt_of(parse_query("absent"), "short").text == "short"
 
 
+def test_an_excerpt_of_a_long_text_costs_what_lies_before_its_match() -> None:
+    start = time.process_time()
+    found = search.excerpt_of(parse_query("end"), "the end " + "word " * 200_000)
+    assert found.marks == ((4, 7),)
+    assert time.process_time() - start < 0.2
+    assert search.excerpt_of(parse_query("end"), "word " * 30_000 + "end").marks == ()
+
+
 @settings(max_examples=50)
 @given(st.text(max_size=60))
 def test_places_are_where_the_words_stand(text: str) -> None:
