@@ -245,8 +245,8 @@ async def test_a_detach_that_is_killed_at_any_statement_has_done_all_or_nothing_
         process.stdin.close()
         assert await process.wait() == 0
         done = seen[-1]
-        assert nth > 20, "control: it died at many statements"
-        assert seen.count(whole) > 20
+        assert nth > 8, "control: it died at many statements"
+        assert seen.count(whole) > 8
         assert all(one in (whole, done) for one in seen), "a half of it was seen"
         assert [table for table in done[0] if "_detached_" in table] == [
             "messages_detached_20240901",
