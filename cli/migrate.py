@@ -15,6 +15,7 @@ from datalayer.cli.running import Stop, holder, moving_bulk, run, with_places
 from datalayer.cli.texts import status_text, table
 from datalayer.clock import SystemClock
 from datalayer.control.base import Migration
+from datalayer.domains.movement import Movement, movement_of
 from datalayer.domains.soft import TTL_MAX_S
 from datalayer.errors import NotFinished
 from datalayer.migrators.coordinator import Coordinator
@@ -191,7 +192,8 @@ def _say_costs(watcher: Watcher, places: Places, migration: Migration) -> None:
             "names that changes over shards left behind half done count as taken here until `datalayer shards sweep`, "
             "which judges what is older than a minute"
         )
-    if migration.phase == Phase.TARGET and stores_last_writer(places, migration.target):
+    ordered = movement_of(migration.domain) is Movement.RECORDS
+    if ordered and migration.phase == Phase.TARGET and stores_last_writer(places, migration.target):
         watcher.note(
             "from now on the control store is in the path of every write of this domain, until "
             "`datalayer migrations complete` (or rollback)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import socket
 import weakref
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.clock import Deadline, SystemClock
 from datalayer.control.base import ProcessInfo
 from datalayer.control.connect import open_control
-from datalayer.domains.movement import OPTIONAL
+from datalayer.domains.movement import OPTIONAL, Movement, movement_of
 from datalayer.domains.soft import SOFT_DOMAINS
 from datalayer.errors import ConfigurationError, DatalayerError, RoutingMismatch
 from datalayer.ids import IdSource
@@ -25,6 +26,7 @@ from datalayer.repositories.limits import Limits
 from datalayer.repositories.messages import Messages
 from datalayer.repositories.presence import PresenceRepository
 from datalayer.repositories.search import Search
+from datalayer.repositories.sessions import Sessions
 from datalayer.repositories.typing import Typing
 from datalayer.repositories.users import Users
 from datalayer.repositories.watching import Watching
@@ -32,8 +34,9 @@ from datalayer.routing import consistency
 from datalayer.routing.indexer import Indexer
 from datalayer.routing.indexes import SEARCH
 from datalayer.routing.lease import Lease
-from datalayer.routing.places import Places
+from datalayer.routing.places import SCHEMALESS, Places
 from datalayer.routing.projector import Projector, Sources
+from datalayer.routing.purger import Purger
 from datalayer.routing.replicareads import ReplicaReads, ReplicaWatch
 from datalayer.routing.route import Place
 from datalayer.routing.router import Router
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
     from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
-MOVABLE: Final = ("users", "messages", "conversations", "listings", "search", "presence", "typing")
+MOVABLE: Final = ("users", "messages", "conversations", "listings", "search", "presence", "typing", "sessions")
 """The domains that an open DataLayer serves."""
 FIRST_INDEX: Final = "first"
 """The document that says whether the first index held everything when it was placed."""
@@ -75,6 +78,8 @@ class LayerOptions:
     """Finish what a dead coordinator left, and replay while none is at work."""
     project: bool = True
     """Keep users' lists of conversations in step with conversations and messages, and search with messages and users."""
+    purge: bool = True
+    """Take out sessions that expired long ago."""
 
 
 class DataLayer:
@@ -132,6 +137,9 @@ class DataLayer:
         self.users = Users(self._routers["users"], ids, clock, limits)
         routers = self._routers
         self.search = Search((routers["search"], routers["messages"], routers["users"]), clock, limits)
+        source = secrets.token_bytes if seed is None else jitter.randbytes
+        self.sessions = Sessions(routers["sessions"], clock, limits, random_bytes=source)
+        self.purger = Purger(routers["sessions"], control, clock, self.process.id, jitter.random)
         sources = Sources(routers["conversations"], routers["messages"], routers["listings"])
         self.projector = Projector(sources, control, clock, self.process.id, jitter.random)
         routers["search"].older_in_use = self.places.indexes.oldest
@@ -203,6 +211,8 @@ class DataLayer:
         if self.options.project:
             self.projector.start()
             self.indexer.start()
+        if self.options.purge:
+            self.purger.start()
         _close_after_fork(self)
 
     async def close(self) -> None:
@@ -213,6 +223,7 @@ class DataLayer:
         await self._misses.stop()
         await self.projector.stop()
         await self.indexer.stop()
+        await self.purger.stop()
         await self._watchdog.stop()
         for watch in self._watches.values():
             await watch.stop()
@@ -510,7 +521,8 @@ async def _claim(places: Places, domain: str, place: Place, deployment: str) -> 
             "route: it is new, or was restored from an old copy",
             hint="restore the newest control store; see the runbook",
         )
-    if isinstance(backend, ShardedBackend):
+    schemaless = backend.product in SCHEMALESS and movement_of(domain) is Movement.RECORDS
+    if schemaless or isinstance(backend, ShardedBackend):
         await places.store(domain, place).create()
     if row is None:
         await backend.write_meta(MetaRow(domain, place.attempt, deployment, "authority", 0))

@@ -217,6 +217,53 @@ class PresignedUpload:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """One login of a user. ``token`` is set on the one that ``create`` returns, and is in no text form of it."""
+
+    user_id: UUID
+    id: UUID
+    """Names it among the user's sessions; it is no secret, and nobody logs in with it."""
+    created_at_us: int
+    expires_at_us: int
+    ends_at_us: int
+    """Beyond this no touch lets it live."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 0
+    deleted: bool = False
+    mark: int = field(default=0, repr=False)
+    """What a cut of all sessions compares."""
+    proof: bytes = field(default=b"", repr=False)
+    """Half of the hash of its secret."""
+    token: str | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was made, UTC-aware."""
+        return from_us(self.created_at_us)
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it expires unless it is touched, UTC-aware."""
+        return from_us(self.expires_at_us)
+
+    @property
+    def ends_at(self) -> datetime:
+        """When it ends at the latest, UTC-aware."""
+        return from_us(self.ends_at_us)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCut:
+    """Every session of a user up to a mark is revoked."""
+
+    user_id: UUID
+    mark: int
+    expires_at_us: int
+    version: int = 0
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Excerpt:
     """A part of a message's text, without markup; ``marks``: from where to where in it the matches are."""
 

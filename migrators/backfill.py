@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import QuarantineRow
+from datalayer.domains.record import dead
+from datalayer.domains.registry import KINDS
 from datalayer.errors import Quarantine
 from datalayer.migrators.leased import CHUNK_TTL_S, work_through
 from datalayer.routing.pages import PAGE_ROWS_FIRST, next_limit
@@ -110,6 +112,9 @@ class Backfill:
             await asyncio.gather(coming, return_exceptions=True)
 
     async def _apply(self, records: list[Record]) -> None:
+        if records and KINDS[records[0].kind].expiry is not None:
+            now_us = self._clock.now_us()
+            records = [record for record in records if not dead(KINDS[record.kind], record, now_us)]
         if not records:
             return
         try:

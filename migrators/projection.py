@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from datalayer.domains.movement import Movement, movement_of
 from datalayer.errors import (
     DatalayerError,
     PreconditionFailed,
@@ -42,6 +43,7 @@ from datalayer.routing.documents import SOURCE_KINDS, Behind, Documents
 from datalayer.routing.flip import write_roles
 from datalayer.routing.indexer import IndexWriter
 from datalayer.routing.indexes import SEARCH
+from datalayer.routing.lastwriter import IntentGuard
 from datalayer.routing.route import Phase
 from datalayer.stores.base import Entry, MetaRow
 
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 IDLE_S: Final = 0.05
 FAILED_S: Final = 0.2
+INTENTS_MAX: Final = 100_000
+INTENTS_BATCH: Final = 500
 CATCH_UP_ENTRIES: Final = 200
 CATCH_UP_ROUNDS: Final = 100_000
 
@@ -105,28 +109,31 @@ async def await_writers(work: Work) -> str:
     if not leaves:
         return "not needed: triggers write the outboxes"
     detail = await await_fleet(work, "the new index")
-    await _await_intents(work)
-    return detail
+    return f"{detail}, {await _bring_intents(work)} intents brought"
 
 
-async def _await_intents(work: Work) -> None:
-    """Until every write that was admitted before now has been brought: its writer may not have known the new index."""
+async def _bring_intents(work: Work) -> int:
+    """Bring every write that was admitted before now: its writer may not have known the new index, and have died."""
     _, routings = await work.control.routings()
     work.places.learn(routings)
+    done = 0
     for routing in routings.values():
         if routing.at_rest or not stores_last_writer(work.places, routing.authority):
             continue
-        journal = work.places.sides(routing)[0].journal
-        waiting = {record.ident: record.version for record in await journal.pending(CATCH_UP_ROUNDS)}
-        for _ in range(CATCH_UP_ROUNDS):
-            if not waiting:
-                break
-            try:
-                now = {record.ident: record.version for record in await journal.pending(CATCH_UP_ROUNDS)}
-            except StaleRoute:
-                break  # that migration has ended: all its intents were brought
-            waiting = {key: version for key, version in waiting.items() if now.get(key) == version}
-            await asyncio.sleep(IDLE_S if waiting else 0)
+        if movement_of(routing.domain) is not Movement.RECORDS:
+            continue
+        guard = work.places.sides(routing)[0]
+        assert isinstance(guard, IntentGuard), "the guard of a last-writer side holds intents"
+        try:
+            records = await guard.journal.pending(INTENTS_MAX)
+        except StaleRoute:
+            continue  # that migration has ended: all its intents were brought
+        if len(records) == INTENTS_MAX:
+            raise Unavailable(f"more than {INTENTS_MAX} writes of {routing.domain} wait to be brought")
+        for at in range(0, len(records), INTENTS_BATCH):
+            await guard.deliver(records[at : at + INTENTS_BATCH])
+        done += len(records)
+    return done
 
 
 async def fill(work: Work) -> str:

@@ -15,7 +15,7 @@ import asyncio
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains.record import DIGEST_MODULUS, digest
+from datalayer.domains.record import DIGEST_MODULUS, digest, useless
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.users import stands_for_nothing
 from datalayer.ids import SLOTS, slot_of
@@ -198,7 +198,7 @@ class Verifier:
         """Fold what is there; tombstones count as absence (a foreign hard delete leaves none behind)."""
         live, newest = 0, bins.get(-1, (0, 0))[1]
         for record in records:
-            if stands_for_nothing(record):
+            if self._absent(record):
                 continue
             live += 1
             newest = max(newest, record.version)
@@ -237,7 +237,7 @@ class Verifier:
                 page = await port.scan(range_, after, limit)
                 limit = next_limit(limit, page.records)
                 for record in page.records:
-                    if not stands_for_nothing(record) and slot_of(record.key[:16]) in group:
+                    if not self._absent(record) and slot_of(record.key[:16]) in group:
                         found[record.ident] = digest(self._kinds[record.kind], record)
                 after, done = page.after, page.done
         return found
@@ -293,11 +293,17 @@ class Verifier:
         return still
 
     def _equal(self, a: Record | None, m: Record | None) -> bool:
-        if a is None or stands_for_nothing(a):
-            return m is None or stands_for_nothing(m)
-        if m is None or stands_for_nothing(m):
+        if a is None or self._absent(a):
+            return m is None or self._absent(m)
+        if m is None or self._absent(m):
             return False
         return digest(self._kinds[a.kind], a) == digest(self._kinds[m.kind], m)
+
+    def _absent(self, record: Record) -> bool:
+        """What counts as absence. A store drops what has expired only long after that, so that what is compared here
+        has been dropped by neither side.
+        """
+        return stands_for_nothing(record) or useless(self._kinds[record.kind], record, self._clock.now_us())
 
 
 def _difference(key: Key, a: Record | None, m: Record | None) -> Difference:

@@ -94,6 +94,6 @@ def newest_of(rows: Collection[str], phase: Phase) -> int:
 
 
 THIS: Final = History(
-    pre=("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre"), post=(), needed="0006_pre"
+    pre=("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre"), post=(), needed="0007_pre"
 )
 """The revisions in ``schemas/revisions``."""

@@ -18,6 +18,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.sql.compiler import SQLCompiler
 
 MESSAGE_COLUMNS: Final = (
@@ -69,6 +71,19 @@ LISTED_COLUMNS: Final = (
     "deleted",
     "version",
 )
+SESSION_COLUMNS: Final = (
+    "user_id",
+    "id",
+    "proof",
+    "created_at",
+    "mark",
+    "ends_at",
+    "expires_at",
+    "deleted",
+    "version",
+    "attributes",
+)
+CUT_COLUMNS: Final = ("user_id", "mark", "expires_at", "deleted", "version")
 MESSAGE_DOC_COLUMNS: Final = ("conversation_id", "id", "sender_id", "body", "deleted", "version")
 USER_DOC_COLUMNS: Final = ("id", "username", "names", "deleted", "version")
 MEDIA_COLUMNS: Final = (
@@ -102,7 +117,18 @@ TOKEN_COLUMNS: Final = ("domain", "migration", "attempt", "value")
 
 SCHEMA_TABLE: Final = "datalayer_schema"
 LOG_TABLE: Final = "datalayer_schema_log"
-PLACES: Final = ("messages", "users", "claims", "conversations", "members", "listings", "media", "media_objects")
+PLACES: Final = (
+    "messages",
+    "users",
+    "claims",
+    "conversations",
+    "members",
+    "listings",
+    "media",
+    "media_objects",
+    "sessions",
+    "session_cuts",
+)
 """The tables that every place of a domain has, under the number of its attempt or slot group."""
 
 _UUID: Final = sa.LargeBinary(16).with_variant(postgresql.UUID(), "postgresql")
@@ -260,6 +286,42 @@ def listings_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+def sessions_table(attempt: int = 0) -> sa.Table:
+    """Users' sessions; ``id`` and ``proof`` are the halves of the hash of a session's secret."""
+    table = sa.Table(
+        relation("sessions", attempt),
+        sa.MetaData(),
+        sa.Column("user_id", _UUID, primary_key=True),
+        sa.Column("id", _UUID, primary_key=True),
+        sa.Column("proof", _UUID, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("mark", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("ends_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("expires_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("attributes", _JSON, nullable=False, server_default="{}"),
+    )
+    # for the purge
+    sa.Index(f"{table.name}_expiry", table.c.expires_at)
+    return table
+
+
+def session_cuts_table(attempt: int = 0) -> sa.Table:
+    """The mark up to which all sessions of a user are revoked."""
+    table = sa.Table(
+        relation("session_cuts", attempt),
+        sa.MetaData(),
+        sa.Column("user_id", _UUID, primary_key=True),
+        sa.Column("mark", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("expires_at", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
+    )
+    sa.Index(f"{table.name}_expiry", table.c.expires_at)
+    return table
+
+
 def message_docs_table(attempt: int = 0) -> sa.Table:
     """The words of messages (``domains.search``). What makes them quick to search is the product's: ``schemas.search``."""
     return sa.Table(
@@ -334,18 +396,17 @@ def media_objects_table(attempt: int = 0) -> sa.Table:
 
 def domain_tables(domain: str, attempt: int = 0) -> tuple[sa.Table, ...]:
     """Every table of a domain at a place."""
-    if domain == "messages":
-        return (messages_table(attempt),)
-    if domain == "conversations":
-        return (conversations_table(attempt), members_table(attempt))
-    if domain == "listings":
-        return (listings_table(attempt),)
-    if domain == "search":
-        return (message_docs_table(attempt), user_docs_table(attempt))
-    if domain == "catalogue":
-        return (media_table(attempt), media_objects_table(attempt))
-    assert domain == "users", f"the SQL schema knows no {domain}"
-    return (users_table(attempt), claims_table(attempt))
+    makers: dict[str, tuple[Callable[[int], sa.Table], ...]] = {
+        "users": (users_table, claims_table),
+        "messages": (messages_table,),
+        "conversations": (conversations_table, members_table),
+        "listings": (listings_table,),
+        "sessions": (sessions_table, session_cuts_table),
+        "search": (message_docs_table, user_docs_table),
+        "catalogue": (media_table, media_objects_table),
+    }
+    assert domain in makers, f"the SQL schema knows no {domain}"
+    return tuple(make(attempt) for make in makers[domain])
 
 
 @lru_cache(maxsize=512)
@@ -501,6 +562,8 @@ def place_table(base: str, attempt: int = 0) -> sa.Table:
         "listings": listings_table,
         "media": media_table,
         "media_objects": media_objects_table,
+        "sessions": sessions_table,
+        "session_cuts": session_cuts_table,
     }[base]
     return make(attempt)
 

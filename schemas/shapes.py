@@ -32,6 +32,8 @@ _MARKS: Final = {
     "listings": frozenset({"user_id", "conversation_id", "last_activity", "shown", "version", "deleted"}),
     "media": frozenset({"owner_id", "id", "state", "sha256", "version", "deleted"}),
     "media_objects": frozenset({"owner_id", "content", "name", "held", "refs", "version", "deleted"}),
+    "sessions": frozenset({"user_id", "id", "proof", "mark", "expires_at", "version", "deleted"}),
+    "session_cuts": frozenset({"user_id", "mark", "expires_at", "version", "deleted"}),
 }
 """The columns of its first revision that tell a place's table from another program's of a like name."""
 SERIAL: Final = "a sequence"

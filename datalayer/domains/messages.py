@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, cast
 from uuid import UUID
 
 from datalayer.domains.record import FINAL_LEAD, FieldSpec, Key, Kind, Record, canonical_json, parse_json
@@ -44,6 +44,8 @@ class Append:
     attributes: str = "{}"
     fresh: bool = False
     """The library made the id just now: no store can hold it yet, so a look before the write may be left out."""
+    creates: ClassVar[bool] = True
+    deletes: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,9 @@ class Edit:
     id: UUID
     body: str
     attributes: str | None = None
+    fresh: ClassVar[bool] = False
+    creates: ClassVar[bool] = False
+    deletes: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,9 @@ class Delete:
 
     conversation_id: UUID
     id: UUID
+    fresh: ClassVar[bool] = False
+    creates: ClassVar[bool] = False
+    deletes: ClassVar[bool] = True
 
 
 MessageMutation: TypeAlias = Append | Edit | Delete
@@ -129,6 +137,17 @@ def same_append(mutation: Append, stored: Message) -> bool:
     if stored.sender_id != mutation.sender_id:
         return False
     return stored.version != id_time_us(mutation.id) or stored.body == mutation.body
+
+
+def blocked(mutation: MessageMutation, pending: Record | None) -> Message:
+    """The answer to a mutation that met a write under way: a delete (None), or of an append another append."""
+    if pending is None:
+        raise NotFound(f"message {mutation.id} was deleted")
+    assert isinstance(mutation, Append), "only an append finds a pending intent in its way"
+    stored = to_message(pending)
+    if not same_append(mutation, stored):
+        raise AlreadyExists(f"message {mutation.id} exists already with another sender or body", field="id")
+    return stored
 
 
 def decide(mutation: MessageMutation, current: Mapping[Key, Record], now_us: int) -> tuple[Message, tuple[Record, ...]]:

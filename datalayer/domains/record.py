@@ -24,6 +24,9 @@ FINAL_LEAD: Final = 1 << 36
 ROUTING_BYTES: Final = 16
 DIGEST_MODULUS: Final = 1 << 128
 """Digests of several records are summed modulo this: the sum does not depend on their order."""
+EXPIRY_GRACE_US: Final = 3600 * 1_000_000
+"""How long a store keeps a record beyond its expiry. Clocks of servers and processes differ by less, so what anybody
+still compares has been dropped by nobody."""
 
 FieldType = Literal["uuid", "uuids", "text", "int", "json"]
 FieldValue = bytes | str | int | None
@@ -48,6 +51,8 @@ class Kind:
     fields: tuple[FieldSpec, ...]
     final: bool = True
     """A key is never used again once it was deleted."""
+    expiry: str | None = None
+    """The field that says until when a record, or tombstone, is of use: microseconds since 1970."""
 
     @property
     def lead(self) -> int:
@@ -73,6 +78,24 @@ class Record(NamedTuple):
     def ident(self) -> Key:
         """(kind, key)."""
         return (self.kind, self.key)
+
+
+def useless(kind: Kind, record: Record, now_us: int) -> bool:
+    """Whether the expiry of a record is past: it counts as absent wherever sides are compared."""
+    return kind.expiry is not None and expiry_us(kind, record) <= now_us
+
+
+def dead(kind: Kind, record: Record, now_us: int) -> bool:
+    """Whether a record is of no use by any clock: a store may have dropped it, and need not take it."""
+    return useless(kind, record, now_us - EXPIRY_GRACE_US)
+
+
+def expiry_us(kind: Kind, record: Record) -> int:
+    """Until when a record of an expiring kind is of use."""
+    at = next(number for number, field in enumerate(kind.fields) if field.name == kind.expiry)
+    value = record.fields[at]
+    assert isinstance(value, int), "an expiry is a number"
+    return value
 
 
 def encode_cell(kind: Kind, record: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from datalayer.domains import catalogue, conversations, listings, messages, search, users
+from datalayer.domains import catalogue, conversations, listings, messages, search, sessions, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +24,9 @@ class Domain:
     decide: Callable[[Any, Mapping[Key, Record], int], tuple[Any, tuple[Record, ...]]]
     to_entity: Callable[[Record], Any]
     tombstone: Callable[[str, bytes, int], Record]
+    blocked: Callable[[Any, Record | None], Any] | None = None
+    """Of a domain that a last-writer store may hold: the answer to a mutation that met a write under way (a delete when
+    None, else of a create another create); raises NotFound or AlreadyExists."""
 
     def kind(self, name: str) -> Kind:
         """The kind of that name."""
@@ -52,6 +55,7 @@ DOMAINS: Final[dict[str, Domain]] = {
         decide=messages.decide,
         to_entity=messages.to_message,
         tombstone=_message_tombstone,
+        blocked=messages.blocked,
     ),
     "users": Domain(
         "users",
@@ -97,6 +101,16 @@ DOMAINS: Final[dict[str, Domain]] = {
         decide=catalogue.decide,
         to_entity=catalogue.to_entity,
         tombstone=catalogue.tombstone,
+    ),
+    "sessions": Domain(
+        "sessions",
+        sessions.KINDS,
+        needs_compare_and_set=False,
+        keys_of=sessions.keys_of,
+        decide=sessions.decide,
+        to_entity=sessions.to_entity,
+        tombstone=sessions.tombstone,
+        blocked=sessions.blocked,
     ),
 }
 KINDS: Final[dict[str, Kind]] = {kind.name: kind for domain in DOMAINS.values() for kind in domain.kinds}

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.control.base import AdmitState
-from datalayer.domains.messages import Append, Delete
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.errors import (
     AlreadyExists,
@@ -30,7 +29,6 @@ from datalayer.errors import (
     Quarantine,
     StaleRoute,
 )
-from datalayer.ids import id_time_us
 from datalayer.routing.within import within
 from datalayer.stores.base import Executed
 
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock, Deadline
     from datalayer.control.base import Admitted, IntentLog
-    from datalayer.domains.messages import MessageMutation
     from datalayer.domains.record import Key, Record
     from datalayer.domains.registry import Domain
     from datalayer.routing.indexes import Indexes, Leaf
@@ -95,11 +92,11 @@ class LastWriterAuthority:
         self.under_way: set[asyncio.Future[None]] = set()
         """Puts at rest that the store has not answered yet, also those whose callers have left."""
 
-    async def execute(self, mutation: MessageMutation, deadline: Deadline) -> Executed:
+    async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
         """Run one mutation, as the domain's decide() says (see Transactional.execute)."""
         current: dict[Key, Record] = {}
         keys = self._domain.keys_of(mutation)
-        if not (isinstance(mutation, Append) and mutation.fresh):
+        if not mutation.fresh:
             current = await within(deadline, self._store.fetch(keys), DeadlineExceeded)
         entity, records = self._decide(mutation, current)
         if not records and self._intents is not None:
@@ -112,9 +109,9 @@ class LastWriterAuthority:
         assert len(records) == 1, "a last-writer authority changes one record at a time"
         record = records[0]
         self._refuse_unstorable(record)
-        create = isinstance(mutation, Append)
+        create = mutation.creates
         if self._intents is None:
-            record = record if create else self._allot(record, current[keys[0]])
+            record = record if create else self._allot(record, current.get(record.ident))
         else:
             lead = FINAL_LEAD if record.deleted else 0
             admitted = await self._intents.admit(record, lead=lead, create=create, deadline=deadline)
@@ -129,7 +126,7 @@ class LastWriterAuthority:
         await self._put(record, deadline)
         return Executed(self._domain.to_entity(record), (record,))
 
-    def _decide(self, mutation: MessageMutation, current: dict[Key, Record]) -> tuple[Any, Sequence[Record]]:
+    def _decide(self, mutation: Any, current: dict[Key, Record]) -> tuple[Any, Sequence[Record]]:
         """As decide(); a refusal is no records, as long as the gate can still be asked."""
         try:
             return self._domain.decide(mutation, current, self._clock.now_us())
@@ -171,9 +168,9 @@ class LastWriterAuthority:
         if not put.cancelled():
             put.exception()  # taken: its caller may have left
 
-    def _allot(self, record: Record, seen: Record) -> Record:
+    def _allot(self, record: Record, seen: Record | None) -> Record:
         lead = FINAL_LEAD if record.deleted else 0
-        base = max(seen.version + 2, self._clock.now_us())
+        base = max(0 if seen is None else seen.version + 2, self._clock.now_us())
         return record._replace(version=((base >> 11) + 1 << 11 | self._low_bits) + lead)
 
     def _refuse_unstorable(self, record: Record) -> None:
@@ -181,24 +178,23 @@ class LastWriterAuthority:
         if reason:
             raise InvalidArgument(reason)
 
-    def _not_admitted(self, mutation: MessageMutation, admitted: Admitted, entity: Any) -> Executed:
+    def _not_admitted(self, mutation: Any, admitted: Admitted, entity: Any) -> Executed:
         match admitted.state:
             case AdmitState.FENCED:
                 raise Fenced("writes are held during a cut-over")
             case AdmitState.STALE:
                 raise StaleRoute("the migration this write belonged to has moved on")
-            case AdmitState.DELETED if isinstance(mutation, Delete):
+            case AdmitState.DELETED if mutation.deletes:
                 return Executed(entity, ())
             case AdmitState.DELETED:
-                raise NotFound(f"message {mutation.id} was deleted")
+                return Executed(self._blocked(mutation, None), ())
             case _:
-                assert isinstance(mutation, Append), "only an append finds a pending intent in its way"
                 assert admitted.record is not None, "EXISTS carries what is pending"
-                stored = self._domain.to_entity(admitted.record)
-                first = stored.version == id_time_us(mutation.id)
-                if stored.sender_id != mutation.sender_id or (first and stored.body != mutation.body):
-                    raise AlreadyExists(f"message {mutation.id} exists already with another sender or body")
-                return Executed(stored, ())
+                return Executed(self._blocked(mutation, admitted.record), ())
+
+    def _blocked(self, mutation: Any, pending: Record | None) -> Any:
+        assert self._domain.blocked is not None, "a last-writer store holds no domain that needs compare-and-set"
+        return self._domain.blocked(mutation, pending)
 
 
 class IntentGuard:

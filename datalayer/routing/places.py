@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from datalayer.domains.movement import Movement, movement_of
+from datalayer.domains.movement import INDEXED, Movement, movement_of
 from datalayer.domains.registry import DOMAINS
 from datalayer.errors import RoutingMismatch, Unavailable
 from datalayer.routing.eager import EagerApplier
@@ -15,7 +15,8 @@ from datalayer.routing.indexes import Indexes, Leaf
 from datalayer.routing.lastwriter import Entering, IntentGuard, LastWriterAuthority
 from datalayer.routing.regional import RegionalUsers
 from datalayer.routing.route import SOURCE_RULES, Phase, Place
-from datalayer.routing.sharded import STORES, ShardedStore
+from datalayer.routing.sharded import ShardedStore
+from datalayer.routing.sharded_stores import STORES
 from datalayer.routing.shards import base_domain, shard_map
 from datalayer.routing.together import each
 from datalayer.stores.sharded import ShardedBackend
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Side = Literal["source", "target"]
 SELF_CREATING = frozenset({"memory", "sqlite"})
 """Products whose schema is made when they are first used; elsewhere an operator upgrades it."""
+SCHEMALESS = frozenset({"redis"})
+"""Products without a schema: a place of records is made when a domain is first placed there."""
 
 
 @dataclass(slots=True)
@@ -188,9 +191,7 @@ class Places:
         if self.backend(place).authority_class == "transactional":
             guard: Guard = store.guard(attempt)
             return guard
-        return IntentGuard(
-            store, self.control.intents(domain, attempt, side), Entering(self.indexes, Leaf(base_domain(domain), place))
-        )
+        return IntentGuard(store, self.control.intents(domain, attempt, side), self._entering(domain, place))
 
     def sides(self, routing: Routing) -> tuple[Guard, Guard]:
         """(guard of the authority, guard of the mirror) while a migration lives."""
@@ -235,6 +236,11 @@ class Places:
             return None
         return self.store(routing.domain, routing.mirror)
 
+    def _entering(self, domain: str, place: Place) -> Entering | None:
+        """How writes to a place without triggers become known to indexes; None for a domain that none follows."""
+        base = base_domain(domain)
+        return Entering(self.indexes, Leaf(base, place)) if base in INDEXED else None
+
     def _last_writer(self, routing: Routing, store: Any, mirror: Any) -> LastWriterAuthority:
         intents = None
         if mirror is not None:
@@ -246,7 +252,7 @@ class Places:
             self.clock,
             process_number=self._process_number,
             intents=intents,
-            entering=Entering(self.indexes, Leaf(base_domain(routing.domain), routing.authority)),
+            entering=self._entering(routing.domain, routing.authority),
             # On the way back only: what the source cannot take would make a rollback impossible. On the way over such a
             # record is quarantined and named, and the application goes on.
             check=None if mirror is None or routing.phase in SOURCE_RULES else mirror.check,

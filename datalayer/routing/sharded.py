@@ -565,15 +565,6 @@ class RoutedRecords:
         return swap.record
 
 
-STORES: Final[Mapping[str, type[ShardedStore]]] = {
-    "messages": ShardedMessages,
-    "users": ShardedUsers,
-    "conversations": ShardedConversations,
-    "listings": ShardedListings,
-    "catalogue": ShardedCatalogue,
-}
-
-
 async def apply_parts(parts: Mapping[Group, Sequence[Record]], side: Callable[[Group], Awaitable[Any]]) -> None:
     """Apply each group's records; Quarantine names all that were refused, after all others landed."""
     refused: dict[Key, str] = {}

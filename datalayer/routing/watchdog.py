@@ -176,9 +176,10 @@ class Watchdog:
                 await self._places.prepare(routing)
                 await self._check_backend(routing, metas)
             except Unavailable as error:
-                if parse_group(domain) is None:
+                if parse_group(domain) is None and domain not in OPTIONAL:
                     raise
-                # One shard that is down must not keep the others' data from being served: it is asked once a look.
+                # One shard, or an index, that is down must not keep the others' data from being served: it is asked
+                # once a look.
                 silent[stores] = error.message
                 self._leave_out(router, error.message)
                 continue

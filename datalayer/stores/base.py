@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datalayer.domains.catalogue import StoredObject
     from datalayer.domains.record import Key, Kind, Record
     from datalayer.domains.search import Found, FoundUser, MessageQuery, Phrase
-    from datalayer.types import Conversation, Listed, Media, Member, Message, User
+    from datalayer.types import Conversation, Listed, Media, Member, Message, Session, SessionCut, User
 
 AuthorityClass = Literal["transactional", "last_writer"]
 Role = Literal["authority", "copy", "retired"]
@@ -442,6 +442,25 @@ class CatalogueReads(Protocol):
 
     async def waiting(self, before_us: int, limit: int, deadline: Deadline) -> list[Media]:
         """Items with an id of before that time whose bytes have not come, the oldest first."""
+        ...
+
+
+class SessionReads(Protocol):
+    """Typed reads of sessions; revoked and expired ones are returned (callers filter), unless they were dropped."""
+
+    async def get(self, user_id: UUID, id: UUID, deadline: Deadline) -> tuple[Session | None, SessionCut | None]:
+        """One session, and the cut of its user's sessions; one round trip."""
+        ...
+
+    async def of_user(self, user_id: UUID, limit: int, deadline: Deadline) -> tuple[list[Session], SessionCut | None]:
+        """At most ``limit`` sessions of a user by id, revoked ones left out, and the cut."""
+        ...
+
+    async def purge(self, before_us: int, limit: int) -> tuple[int, int]:
+        """Take out what expired before that, bounded by ``limit`` records; (how many were looked at, taken out).
+
+        For a place at rest: a guard would take it for a foreign program's hard delete.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ from datalayer.layer import LayerOptions
 from datalayer.repositories.arguments import _Unset
 from datalayer.routing.consistency import LevelName
 from datalayer.settings import Settings
-from datalayer.types import Conversation, Count, Device, Hit, Listed, Member, Message, Page, Presence, User
+from datalayer.types import Conversation, Count, Device, Hit, Listed, Member, Message, Page, Presence, Session, User
 
 __all__ = ["DataLayer"]
 
@@ -146,6 +146,23 @@ class Conversations:
         self, user_id: UUID | str, *, limit: int = ..., cursor: str | None = ..., timeout: float | None = ...
     ) -> Page[Listed]: ...
 
+class Sessions:
+    def create(
+        self,
+        user_id: UUID | str,
+        *,
+        ttl: float = ...,
+        lifetime: float = ...,
+        attributes: Mapping[str, Any] | None = ...,
+        timeout: float | None = ...,
+    ) -> Session: ...
+    def get(self, token: str, *, timeout: float | None = ...) -> Session | None: ...
+    def touch(self, token: str, *, ttl: float = ..., timeout: float | None = ...) -> Session | None: ...
+    def revoke(self, token: str, *, timeout: float | None = ...) -> None: ...
+    def revoke_session(self, user_id: UUID | str, session_id: UUID | str, *, timeout: float | None = ...) -> None: ...
+    def revoke_all(self, user_id: UUID | str, *, timeout: float | None = ...) -> None: ...
+    def of_user(self, user_id: UUID | str, *, limit: int = ..., timeout: float | None = ...) -> tuple[Session, ...]: ...
+
 class Search:
     def messages(
         self,
@@ -190,6 +207,7 @@ class DataLayer:
     users: Users
     messages: Messages
     conversations: Conversations
+    sessions: Sessions
     search: Search
     presence: PresenceRepository
     typing: Typing

@@ -21,6 +21,7 @@ from datalayer.repositories.conversations import Conversations as AsyncConversat
 from datalayer.repositories.messages import Messages as AsyncMessages
 from datalayer.repositories.presence import PresenceRepository
 from datalayer.repositories.search import Search as AsyncSearch
+from datalayer.repositories.sessions import Sessions as AsyncSessions
 from datalayer.repositories.typing import Typing
 from datalayer.repositories.users import Users as AsyncUsers
 
@@ -38,6 +39,7 @@ REPOSITORIES: dict[str, type] = {
     "users": AsyncUsers,
     "messages": AsyncMessages,
     "conversations": AsyncConversations,
+    "sessions": AsyncSessions,
     "search": AsyncSearch,
     "presence": PresenceRepository,
     "typing": Typing,

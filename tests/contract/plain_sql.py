@@ -8,6 +8,17 @@ from datalayer.domains.record import Key, Record
 from datalayer.domains.users import claim_of, to_user
 
 Statement = tuple[str, list[Any]]
+_IDS = {
+    "message": ("conversation_id", "id"),
+    "member": ("conversation_id", "user_id"),
+    "listed": ("user_id", "conversation_id"),
+    "session": ("user_id", "id"),
+    "session_cut": ("user_id",),
+    "media": ("owner_id", "id"),
+    "object": ("owner_id", "content"),
+    "user": ("id",),
+    "conversation": ("id",),
+}
 
 
 def table(kind: str, attempt: int) -> str:
@@ -38,17 +49,10 @@ def deletion(key: Key, attempt: int, mark: str, *, binary_ids: bool = True) -> S
 
 def _key_columns(key: Key, *, binary_ids: bool) -> dict[str, Any]:
     kind, value = key
-    if kind == "message":
-        return {"conversation_id": _id(value[:16], binary_ids), "id": _id(value[16:], binary_ids)}
-    if kind == "member":
-        return {"conversation_id": _id(value[:16], binary_ids), "user_id": _id(value[16:], binary_ids)}
-    if kind == "listed":
-        return {"user_id": _id(value[:16], binary_ids), "conversation_id": _id(value[16:], binary_ids)}
-    if kind in {"media", "object"}:
-        second = "id" if kind == "media" else "content"
-        return {"owner_id": _id(value[:16], binary_ids), second: _id(value[16:], binary_ids)}
-    if kind in {"user", "conversation"}:
-        return {"id": _id(value, binary_ids)}
+    columns = _IDS.get(kind)
+    if columns is not None:
+        halves = (value[:16], value[16:])
+        return {name: _id(half, binary_ids) for name, half in zip(columns, halves, strict=False)}
     field, claimed = claim_of(value)
     return {"kind": field, "value": claimed, "routing": value[:16]}
 
@@ -58,21 +62,12 @@ def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
     rest = {"version": record.version, "deleted": deleted}
     if record.kind == "claim":
         return {"owner": _id(record.fields[0], binary_ids), **rest}
-    if record.kind == "member":
-        role, joined_at, read_up_to, listed = record.fields
-        return {
-            "role": role,
-            "joined_at": joined_at,
-            "read_up_to": _id(read_up_to, binary_ids),
-            "listed": listed,
-            **rest,
-        }
-    if record.kind == "listed":
-        role, joined_at, read_up_to, newest, last_activity, shown = record.fields
-        ids = {"read_up_to": _id(read_up_to, binary_ids), "newest": _id(newest, binary_ids)}
-        return {"role": role, "joined_at": joined_at, **ids, "last_activity": last_activity, "shown": shown, **rest}
+    if record.kind in {"member", "listed"}:
+        return _membership_values(record, binary_ids=binary_ids) | rest
     if record.kind in {"media", "object"}:
         return _of_catalogue(record, binary_ids=binary_ids) | rest
+    if record.kind in {"session", "session_cut"}:
+        return _session_values(record, binary_ids=binary_ids) | rest
     if record.kind == "conversation":
         return dict(zip(("title", "kind", "updated_at", "attributes"), record.fields, strict=True)) | rest
     names: tuple[str, ...] = ("sender_id", "body", "kind", "thread_id", "attachments", "edited_at", "attributes")
@@ -89,6 +84,16 @@ def _values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
     return values
 
 
+def _membership_values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
+    if record.kind == "member":
+        role, joined_at, read_up_to, listed = record.fields
+        read = _id(read_up_to, binary_ids)
+        return {"role": role, "joined_at": joined_at, "read_up_to": read, "listed": listed}
+    role, joined_at, read_up_to, newest, last_activity, shown = record.fields
+    ids = {"read_up_to": _id(read_up_to, binary_ids), "newest": _id(newest, binary_ids)}
+    return {"role": role, "joined_at": joined_at, **ids, "last_activity": last_activity, "shown": shown}
+
+
 def _of_catalogue(record: Record, *, binary_ids: bool) -> dict[str, Any]:
     names: tuple[str, ...] = ("sha256", "size", "content_type", "name", "held", "refs", "delete_after")
     if record.kind == "media":
@@ -96,6 +101,13 @@ def _of_catalogue(record: Record, *, binary_ids: bool) -> dict[str, Any]:
     values: dict[str, Any] = dict(zip(names, record.fields, strict=True))
     uuid = "upload" if record.kind == "media" else "name"
     return values | {uuid: _id(values[uuid], binary_ids)}
+
+
+def _session_values(record: Record, *, binary_ids: bool) -> dict[str, Any]:
+    if record.kind == "session_cut":
+        return dict(zip(("mark", "expires_at"), record.fields, strict=True))
+    times = dict(zip(("created_at", "mark", "ends_at", "expires_at"), record.fields[1:5], strict=True))
+    return {"proof": _id(record.fields[0], binary_ids), **times, "attributes": record.fields[5]}
 
 
 def _id(value: Any, binary: bool) -> Any:

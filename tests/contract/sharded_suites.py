@@ -126,6 +126,12 @@ class ShardedCatalogueGuardSuite(_ShardedGuardSuite):
     domain: ClassVar[str] = "catalogue"
 
 
+class ShardedSessionGuardSuite(_ShardedGuardSuite):
+    """Sessions: those of a user lie in one group, the cut with them."""
+
+    domain: ClassVar[str] = "sessions"
+
+
 class ShardedUserGuardSuite(_ShardedGuardSuite):
     """Users."""
 

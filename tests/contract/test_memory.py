@@ -21,6 +21,8 @@ from datalayer.testing.contract import (
     OutboxSuite,
     PortSuite,
     SearchReadsSuite,
+    SessionExecuteSuite,
+    SessionReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -159,4 +161,29 @@ class TestUsersOutbox(_Memory, WrittenOutboxSuite):
 
 
 class TestLastWriterMessagesOutbox(_Memory, OutboxSuite):
+    authority = "last_writer"
+
+
+class TestSessionsPort(_Memory, PortSuite):
+    domain = "sessions"
+
+
+class TestSessionReads(_Memory, SessionReadsSuite):
+    pass
+
+
+class TestSessionExecute(_Memory, SessionExecuteSuite):
+    pass
+
+
+class TestSessionGuard(_Memory, ForeignWriterSuite):
+    domain = "sessions"
+
+
+class TestLastWriterSessionsPort(_Memory, PortSuite):
+    domain = "sessions"
+    authority = "last_writer"
+
+
+class TestLastWriterSessionReads(_Memory, SessionReadsSuite):
     authority = "last_writer"

@@ -33,6 +33,8 @@ from datalayer.testing.contract import (
     MessageReadsSuite,
     PortSuite,
     SearchReadsSuite,
+    SessionExecuteSuite,
+    SessionReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -267,3 +269,19 @@ class TestMessagesOutbox(_Postgres, WrittenOutboxSuite):
 
 class TestUsersOutbox(_Postgres, WrittenOutboxSuite):
     domain = "users"
+
+
+class TestSessionsPort(_Postgres, PortSuite):
+    domain = "sessions"
+
+
+class TestSessionReads(_Postgres, SessionReadsSuite):
+    pass
+
+
+class TestSessionExecute(_Postgres, SessionExecuteSuite):
+    pass
+
+
+class TestSessionGuard(_Postgres, ForeignWriterSuite):
+    domain = "sessions"

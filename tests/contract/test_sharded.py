@@ -25,6 +25,8 @@ from datalayer.testing.contract import (
     MessageExecuteSuite,
     MessageReadsSuite,
     PortSuite,
+    SessionExecuteSuite,
+    SessionReadsSuite,
     StoreFixture,
     UserExecuteSuite,
 )
@@ -36,6 +38,7 @@ from tests.contract.sharded_suites import (
     ShardedConversationGuardSuite,
     ShardedListingGuardSuite,
     ShardedMessageGuardSuite,
+    ShardedSessionGuardSuite,
     ShardedUserGuardSuite,
     ShardedUserReadsSuite,
 )
@@ -284,3 +287,19 @@ class TestSqliteMessageGuard(_LongSqlite, ShardedMessageGuardSuite):
 
 class TestSqliteUserGuard(_LongSqlite, ShardedUserGuardSuite):
     pass
+
+
+class TestSessionsPort(_Memory, PortSuite):
+    domain = "sessions"
+
+
+class TestSessionReads(_Memory, SessionReadsSuite):
+    pass
+
+
+class TestSessionExecute(_Memory, SessionExecuteSuite):
+    pass
+
+
+class TestSessionGuard(_Memory, ShardedSessionGuardSuite):
+    domain = "sessions"

@@ -25,6 +25,8 @@ from datalayer.testing.contract import (
     MessageReadsSuite,
     PortSuite,
     SearchReadsSuite,
+    SessionExecuteSuite,
+    SessionReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -174,3 +176,19 @@ class TestMessagesOutbox(_Sqlite, WrittenOutboxSuite):
 
 class TestUsersOutbox(_Sqlite, WrittenOutboxSuite):
     domain = "users"
+
+
+class TestSessionsPort(_LongSqlite, PortSuite):
+    domain = "sessions"
+
+
+class TestSessionReads(_Sqlite, SessionReadsSuite):
+    pass
+
+
+class TestSessionExecute(_Sqlite, SessionExecuteSuite):
+    pass
+
+
+class TestSessionGuard(_LongSqlite, ForeignWriterSuite):
+    domain = "sessions"

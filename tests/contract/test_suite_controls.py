@@ -28,6 +28,8 @@ from datalayer.testing.contract import (
     OutboxSuite,
     PortSuite,
     SearchReadsSuite,
+    SessionExecuteSuite,
+    SessionReadsSuite,
     StoreFixture,
     UserExecuteSuite,
     UserReadsSuite,
@@ -46,6 +48,7 @@ from tests.contract.broken.outbox import OUTBOXES
 from tests.contract.broken.port import PORTS
 from tests.contract.broken.reads import READS
 from tests.contract.broken.search import SEARCH
+from tests.contract.broken.sessions import SESSIONS
 from tests.contract.memory_program import Program
 
 STORES = [
@@ -59,6 +62,7 @@ STORES = [
     *OUTBOXES.all,
     *SEARCH.all,
     *CATALOGUES.all,
+    *SESSIONS.all,
 ]
 CONTROL_STORES = [*CONTROLS.all, *INTENTS.all]
 
@@ -140,6 +144,8 @@ SUITES = [
     OutboxSuite,
     PortSuite,
     SearchReadsSuite,
+    SessionExecuteSuite,
+    SessionReadsSuite,
     UserExecuteSuite,
     UserReadsSuite,
     WrittenOutboxSuite,

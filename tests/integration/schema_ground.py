@@ -21,7 +21,7 @@ from datalayer.stores.postgres.backend import PostgresBackend, create_backend
 CLOCK = SystemClock()
 OWNER_INDEX = '''"""Claims are found by their owner."""
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0006_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0007_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):
@@ -32,7 +32,7 @@ REGION = '''"""Users have a country, found by it; messages have a language."""
 import sqlalchemy as sa
 from alembic import op
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0006_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0007_pre", None, None
 def upgrade():
     op.create_table("countries", sa.Column("name", sa.Text, primary_key=True), if_not_exists=True)
 def upgrade_place(base, table):

@@ -86,7 +86,7 @@ async def test_the_revisions_make_what_the_library_makes(servers: Servers, url: 
     state = await upgraded_main(url)
     assert (state.state, state.done, state.drift) == (
         "ready",
-        ("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre"),
+        ("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre"),
         (),
     )
     with database(servers, "schema") as other:
@@ -116,8 +116,8 @@ async def test_a_database_of_the_first_version_is_refused_until_it_is_brought_up
     state = await upgraded_main(url)
     assert (state.state, state.done, state.revision) == (
         "ready",
-        ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre"),
-        "0006_pre",
+        ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre"),
+        "0007_pre",
     )
     assert ask(url, "SELECT to_regclass('messages')") == [(None,)]
     assert [row[0] for row in ask(url, "SELECT revision FROM datalayer_schema_log")] == [
@@ -126,6 +126,7 @@ async def test_a_database_of_the_first_version_is_refused_until_it_is_brought_up
         "0004_pre",
         "0005_pre",
         "0006_pre",
+        "0007_pre",
     ]
     assert (await upgraded_main(url)).done == ()
 
@@ -147,7 +148,7 @@ async def test_every_attempt_gets_its_index_while_writers_go_on(url: str, owner_
         state = await upgrade
     assert (state.state, state.done) == (
         "ready",
-        ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0903_pre"),
+        ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre", "0903_pre"),
     )
     assert indexes(url) == {f"{table}_owner": True for table in ("claims", "claims_7", "claims_1000028672")}
     targets = ask(url, "SELECT target FROM datalayer_schema_log WHERE revision = '0903_pre' ORDER BY at_us")
@@ -169,7 +170,7 @@ async def test_a_build_that_was_killed_is_dropped_and_built_again(url: str, owne
         ask(url, f"SELECT pg_terminate_backend({pid})")
         state = await upgrade
         assert state.state == "unreachable"
-        assert state.done == ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre")
+        assert state.done == ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre")
     assert indexes(url) == {"claims_owner": False}
     assert "0903_pre" in (await state_of(url)).detail
     state = await upgraded_main(url, owner_index)
@@ -228,6 +229,7 @@ async def test_two_upgrades_at_once_do_each_step_once(url: str, owner_index: Pat
         "0004_pre",
         "0005_pre",
         "0006_pre",
+        "0007_pre",
         "0903_pre",
     ]
     logged = ask(url, "SELECT revision, count(*) FROM datalayer_schema_log GROUP BY 1 ORDER BY 1")
@@ -237,6 +239,7 @@ async def test_two_upgrades_at_once_do_each_step_once(url: str, owner_index: Pat
         ("0004_pre", 1),
         ("0005_pre", 1),
         ("0006_pre", 1),
+        ("0007_pre", 1),
         ("0903_pre", 1),
     ]
 

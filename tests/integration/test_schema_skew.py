@@ -53,9 +53,11 @@ def upgrade_place(base, table):
     if base == "users":
         op.drop_column(table, "nickname", if_exists=True)
 '''
-OLD = History(("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre"), (), "0001")
+OLD = History(("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre"), (), "0001")
 NEW = History(
-    ("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0903_pre"), ("0904_post",), "0903_pre"
+    ("0001", "0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre", "0903_pre"),
+    ("0904_post",),
+    "0903_pre",
 )
 _USERS, _MESSAGES = metadata.users_table, metadata.messages_table
 

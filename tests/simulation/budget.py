@@ -11,6 +11,8 @@ SECONDS = {
     "crash matrix": {"check": 1.2, "test": 45.0, "deep": 900.0},
     "simulation": {"check": 1.5, "test": 50.0, "deep": 1800.0},
     "users": {"check": 0.5, "test": 10.0, "deep": 300.0},
+    "indexed": {"check": 0.8, "test": 25.0, "deep": 900.0},
+    "indexed matrix": {"check": 0.8, "test": 20.0, "deep": 600.0},
     "sharded matrix": {"check": 0.8, "test": 25.0, "deep": 900.0},
     "soft": {"check": 0.15, "test": 4.0, "deep": 120.0},
     "soft mutants": {"check": 20.0, "test": 20.0, "deep": 60.0},

@@ -1,5 +1,7 @@
 """Search follows messages and users: what is written, edited, deleted; moved; rebuilt; placed late."""
 
+import asyncio
+import contextlib
 import uuid
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ import pytest
 
 from datalayer.clock import Deadline, SystemClock
 from datalayer.domains.messages import Append, appended, to_record
-from datalayer.errors import ConfigurationError
+from datalayer.errors import ConfigurationError, Unavailable
 from datalayer.ids import IdSource
 from datalayer.layer import DataLayer
-from datalayer.migrators.plan import Until
+from datalayer.migrators.plan import PLAN, Action, Stage, Until
+from datalayer.stores.memory import server as memory
 from datalayer.types import Message
 from tests.unit.index_world import config, coordinator, differences, held, in_step, old_rows, opened
 
@@ -46,7 +49,9 @@ async def test_an_index_placed_on_an_empty_deployment_follows_from_the_start(gro
         await in_step(layer.places)
         documents = await held(index_of(layer))
         assert len(documents) == 6, "five messages and a user"
-        assert (await layer.health())["projections"]["search"] == {"behind": 0, "oldest_s": 0.0}
+        async with asyncio.timeout(10.0):
+            while (await layer.health())["projections"]["search"] != {"behind": 0, "oldest_s": 0.0}:
+                await asyncio.sleep(0.02)  # what was brought is settled a moment later
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,17 +120,31 @@ async def test_an_index_follows_a_source_that_moves_over_and_back(ground: Path, 
         await in_step(layer.places)
 
 
+async def given_up(layer: DataLayer) -> None:
+    """Messages that wait at a target when it is dropped, and nobody has brought them yet."""
+    await coordinator(layer, "messages").migrate("other")
+    await written(layer, uuid.uuid4())
+    await coordinator(layer, "messages").rollback()
+    await coordinator(layer, "messages").cancel()
+    assert len(await differences(layer.places)) == 6
+    layer.indexer.start()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_waits_at_a_target_that_is_given_up_is_found_all_the_same(ground: Path, kind: str) -> None:
     async with opened(config(ground, kind), project=False) as layer:
-        room = uuid.uuid4()
-        await coordinator(layer, "messages").migrate("other")
-        await written(layer, room)
-        await coordinator(layer, "messages").rollback()
-        await coordinator(layer, "messages").cancel()
-        assert len(await differences(layer.places)) == 6
-        layer.indexer.start()
+        await given_up(layer)
         await in_step(layer.places)
+
+
+async def test_without_the_hand_over_it_would_be_lost(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelling = tuple(action for action in PLAN[Stage.CANCEL] if action is not Action.LEAVE_TARGET)
+    monkeypatch.setitem(PLAN, Stage.CANCEL, cancelling)
+    monkeypatch.setattr("tests.unit.index_world.WAIT_S", 1.0)
+    async with opened(config(ground, "memory"), project=False) as layer:
+        await given_up(layer)
+        with pytest.raises(AssertionError, match="keys differ"):
+            await in_step(layer.places)
 
 
 async def test_outboxes_of_indexes_that_are_given_up_are_swept(ground: Path) -> None:
@@ -138,3 +157,27 @@ async def test_outboxes_of_indexes_that_are_given_up_are_swept(ground: Path) -> 
         assert await sweep(layer.places, layer.places.indexes.known()) == 0
         for leaf in layer.places.indexes.leaves():
             assert await layer.places.store(*leaf).outboxes() == [0]
+
+
+async def test_an_index_that_is_down_keeps_no_process_from_starting_nor_from_writing(ground: Path) -> None:
+    document = config(ground, "memory")
+    async with opened(document) as first:
+        server = memory.SERVERS["index"]
+        server.up = False
+        async with opened(document) as layer:
+            await written(layer, uuid.uuid4())
+            with pytest.raises(Unavailable):
+                await layer.search.messages("word2", conversations=[uuid.uuid4()])
+            server.up = True
+            await in_step(first.places)
+            await until_served(layer)
+
+
+async def until_served(layer: DataLayer) -> None:
+    """Until the search of a layer answers: it looks again each second."""
+    async with asyncio.timeout(10.0):
+        while True:
+            with contextlib.suppress(Unavailable):
+                await layer.search.messages("word2", conversations=[uuid.uuid4()])
+                return
+            await asyncio.sleep(0.05)

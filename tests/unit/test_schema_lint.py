@@ -212,13 +212,13 @@ def test_a_rule_is_waived_with_its_reason_only() -> None:
 
 UNSAFE_REVISION = '''"""A new index."""
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0006_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0007_pre", None, None
 def upgrade():
     op.create_index("claims_owner", "claims", ["owner"])
 '''
 SAFE_REVISION = '''"""A new index."""
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0006_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0007_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):
@@ -233,7 +233,7 @@ def test_check_prints_what_would_run_and_refuses_with_3(
 ) -> None:
     (tmp_path / "r0903.py").write_text(text)
     monkeypatch.setattr("datalayer.cli.schema.load_revisions", lambda: Revisions(tmp_path))
-    ended = CliRunner().invoke(app, ["schema", "check", "--from", "0006_pre"])
+    ended = CliRunner().invoke(app, ["schema", "check", "--from", "0007_pre"])
     assert ended.exit_code == code, ended.output
     assert "-- postgresql: 0903_pre" in ended.stdout
     assert "CREATE TABLE" not in ended.stdout.partition("-- cassandra")[0], "what comes before --from is not printed"
@@ -249,10 +249,10 @@ def test_check_prints_every_transaction_with_its_lock_timeout(monkeypatch: pytes
     ended = CliRunner().invoke(app, ["schema", "check"])
     assert ended.exit_code == 0, ended.output
     postgres = ended.stdout.partition("-- sqlite")[0]
-    assert len(re.findall(r"BEGIN;\nSET LOCAL lock_timeout", postgres)) == postgres.count("BEGIN;") == 6
+    assert len(re.findall(r"BEGIN;\nSET LOCAL lock_timeout", postgres)) == postgres.count("BEGIN;") == 7
     unknown = CliRunner().invoke(app, ["schema", "check", "--from", "0099_pre"])
     assert unknown.exit_code == 2
-    assert "one of: 0001, 0002_pre, 0003_pre, 0004_pre, 0005_pre, 0006_pre" in unknown.stderr
+    assert "one of: 0001, 0002_pre, 0003_pre, 0004_pre, 0005_pre, 0006_pre, 0007_pre" in unknown.stderr
 
 
 def test_only_the_phase_that_was_asked_for_is_told(tmp_path: Path) -> None:
@@ -264,6 +264,7 @@ def test_only_the_phase_that_was_asked_for_is_told(tmp_path: Path) -> None:
         "0004_pre",
         "0005_pre",
         "0006_pre",
+        "0007_pre",
         "0903_pre",
     ]
     assert plan(load_revisions(), ["sqlite"], phase="post")[0].scripts == ()

@@ -32,7 +32,7 @@ ADDS = '''"""Users have a country."""
 import sqlalchemy as sa
 from alembic import op
 from datalayer.schemas.steps import build_index
-revision, down_revision, branch_labels, depends_on = "0903_pre", "0006_pre", None, None
+revision, down_revision, branch_labels, depends_on = "0903_pre", "0007_pre", None, None
 def upgrade():
     pass
 def upgrade_place(base, table):
@@ -115,7 +115,7 @@ async def test_the_revisions_and_the_backend_make_the_same_schema(tmp_path: Path
     assert shape(by_revisions) == shape(by_backend)
     assert rows(by_revisions, "SELECT * FROM datalayer_schema") == rows(by_backend, "SELECT * FROM datalayer_schema")
     logged = rows(by_revisions, "SELECT revision FROM datalayer_schema_log")
-    assert logged == [("0002_pre",), ("0003_pre",), ("0004_pre",), ("0005_pre",), ("0006_pre",)], (
+    assert logged == [("0002_pre",), ("0003_pre",), ("0004_pre",), ("0005_pre",), ("0006_pre",), ("0007_pre",)], (
         "what ran before there was a log is not in it"
     )
     async with opened(by_revisions) as backend:
@@ -126,14 +126,14 @@ async def test_a_file_of_the_first_version_is_refused_until_it_is_brought_up_to_
     path = tmp_path / "main.sqlite"
     old_file(path)
     async with opened(path) as backend:
-        with pytest.raises(SchemaBehind, match="0001, not 0006_pre"):
+        with pytest.raises(SchemaBehind, match="0001, not 0007_pre"):
             await backend.ensure_schema(create=True)
     settings = one_file(path)
     state = (await inspect_schemas(settings, CLOCK, only="main"))[0]
     assert (state.state, state.revision) == ("behind", "0001")
     done = await upgraded(settings, only="main")
     assert [(one.state, one.revision, one.done) for one in done] == [
-        ("ready", "0006_pre", ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre"))
+        ("ready", "0007_pre", ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre"))
     ]
     assert (await upgraded(settings, only="main"))[0].done == ()
     async with opened(path) as backend:
@@ -154,7 +154,7 @@ async def test_pre_reaches_every_place_and_post_takes_it_away_again(tmp_path: Pa
         return {name for name in tables if any(row[1] == "country" for row in rows(path, f"PRAGMA table_info({name})"))}
 
     done = await upgraded(settings, revisions, only="main", phase="pre")
-    assert done[0].done == ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0903_pre")
+    assert done[0].done == ("0002_pre", "0003_pre", "0004_pre", "0005_pre", "0006_pre", "0007_pre", "0903_pre")
     ours = {"users", "users_7", "users_1000028672"}
     indexes = {f"{name}_country" for name in ours}
     assert with_country() - indexes == ours
@@ -176,7 +176,9 @@ async def test_a_post_revision_waits_for_the_pre_ones_before_it(tmp_path: Path, 
     old_file(path)
     state = (await upgraded(one_file(path), revisions, only="main", phase="post"))[0]
     assert state.state == "failed"
-    assert "0002_pre, 0003_pre, 0004_pre, 0005_pre, 0006_pre, 0903_pre must run before 0904_post" in state.detail
+    assert (
+        "0002_pre, 0003_pre, 0004_pre, 0005_pre, 0006_pre, 0007_pre, 0903_pre must run before 0904_post" in state.detail
+    )
 
 
 async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
@@ -431,11 +433,11 @@ def test_the_exit_code_says_the_gravest_state(tmp_path: Path, monkeypatch: pytes
         assert [one for one in says if one not in ended.output] == []
 
     old_file(path)
-    ends("status main", 3, "behind", "at revision 0001, not 0006_pre", "next: datalayer schema upgrade")
+    ends("status main", 3, "behind", "at revision 0001, not 0007_pre", "next: datalayer schema upgrade")
     ends(
         "upgrade main",
         0,
-        "0002_pre, 0003_pre, 0004_pre, 0005_pre, 0006_pre, 0903_pre",
+        "0002_pre, 0003_pre, 0004_pre, 0005_pre, 0006_pre, 0007_pre, 0903_pre",
         "0904_post: once no process of an older version runs",
     )
     ends("upgrade main --phase all", 0, "0903_pre, 0904_post")

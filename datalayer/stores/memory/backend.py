@@ -21,6 +21,7 @@ from datalayer.errors import (
 from datalayer.stores.memory.faults import Call, Fault, Injection, Injector, ProcessCrash, no_faults
 from datalayer.stores.memory.objects import MemoryObjects
 from datalayer.stores.memory.server import MemoryServer, server_named
+from datalayer.stores.memory.sessions import MemorySessions, TransactionalSessions
 from datalayer.stores.memory.soft import MemorySoft
 from datalayer.stores.memory.store import (
     MemoryCatalogue,
@@ -53,6 +54,8 @@ _STORES: Final[dict[tuple[str, str], type[MemoryPort]]] = {
     ("conversations", "last_writer"): MemoryConversations,
     ("listings", "transactional"): TransactionalListings,
     ("listings", "last_writer"): MemoryListings,
+    ("sessions", "transactional"): TransactionalSessions,
+    ("sessions", "last_writer"): MemorySessions,
     ("search", "transactional"): MemorySearch,
     ("search", "last_writer"): MemorySearch,
     ("catalogue", "transactional"): TransactionalCatalogue,

@@ -396,7 +396,7 @@ class MemoryCatalogue(MemoryPort):
         return [one for (name, _), one in self._table().records.items() if name == kind and not one.deleted]
 
 
-class _Transactions(MemoryPort):
+class Transactions(MemoryPort):
     """What a transactional server adds to a store."""
 
     async def execute(self, mutation: Any, deadline: Deadline) -> Executed:
@@ -406,23 +406,23 @@ class _Transactions(MemoryPort):
         return MemoryGuard(self._backend, self.place, attempt)
 
 
-class TransactionalMessages(MemoryMessages, _Transactions):
+class TransactionalMessages(MemoryMessages, Transactions):
     """Messages on a server that orders writes itself."""
 
 
-class TransactionalUsers(MemoryUsers, _Transactions):
+class TransactionalUsers(MemoryUsers, Transactions):
     """Users on a server that orders writes itself."""
 
 
-class TransactionalListings(MemoryListings, _Transactions):
+class TransactionalListings(MemoryListings, Transactions):
     """Users' lists on a server that orders writes itself."""
 
 
-class TransactionalConversations(MemoryConversations, _Transactions):
+class TransactionalConversations(MemoryConversations, Transactions):
     """Conversations on a server that orders writes itself."""
 
 
-class TransactionalCatalogue(MemoryCatalogue, _Transactions):
+class TransactionalCatalogue(MemoryCatalogue, Transactions):
     """The catalogue of media on a server that orders writes itself."""
 
 

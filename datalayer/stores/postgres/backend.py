@@ -22,6 +22,7 @@ from datalayer.stores.postgres.stores import (
     PostgresConversations,
     PostgresListings,
     PostgresMessages,
+    PostgresSessions,
     PostgresUsers,
 )
 from datalayer.stores.postgres.token import take_token
@@ -249,6 +250,7 @@ _STORES: Final[dict[str, Callable[[PostgresDatabase, PostgresProduct, int], SqlS
     "users": PostgresUsers,
     "conversations": PostgresConversations,
     "listings": PostgresListings,
+    "sessions": PostgresSessions,
     "search": _search,
     "catalogue": PostgresCatalogue,
 }

@@ -36,6 +36,8 @@ _MESSAGE_DOC_HEAD: Final = struct.pack("!h", 6) + _UUID
 _USER_DOC_HEAD: Final = struct.pack("!h", 5) + _UUID
 _MEDIA_HEAD: Final = struct.pack("!h", 11) + _UUID
 _OBJECT_HEAD: Final = struct.pack("!h", 11) + _UUID
+_SESSION_HEAD: Final = struct.pack("!h", 10) + _UUID
+_CUT_HEAD: Final = struct.pack("!h", 5) + _UUID
 _EMPTY: Final = _length(len(uuid_array(b""))) + uuid_array(b"")
 # What most messages hold behind their body: no thread, no attachments, never edited, no attributes.
 _PLAIN: Final = ("text", None, b"", None, "{}")
@@ -161,6 +163,21 @@ def object_row(record: Record) -> bytes:
     return b"".join((*head, _uuid(name), _text(held), _bigint(8, refs), after, tail))
 
 
+def session_row(record: Record) -> bytes:
+    """One row of a sessions table."""
+    key, fields = record.key, cast("tuple[bytes, int, int, int, int, str]", record.fields)
+    times = b"".join([_bigint(8, value) for value in fields[1:5]])
+    tail = _flag_version(1, record.deleted, 8, record.version)
+    return b"".join((_SESSION_HEAD, key[:16], _UUID, key[16:], _UUID, fields[0], times, tail, _text(fields[5])))
+
+
+def cut_row(record: Record) -> bytes:
+    """One row of a session_cuts table."""
+    mark, expires_at = cast("tuple[int, int]", record.fields)
+    numbers = _bigint(8, mark) + _bigint(8, expires_at) + _flag_version(1, record.deleted, 8, record.version)
+    return b"".join((_CUT_HEAD, record.key, numbers))
+
+
 ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
     "message": message_row,
     "user": user_row,
@@ -170,6 +187,8 @@ ROWS: Final[dict[str, Callable[[Record], bytes]]] = {
     "listed": listed_row,
     "media": media_row,
     "object": object_row,
+    "session": session_row,
+    "session_cut": cut_row,
     "message_doc": message_doc_row,
     "user_doc": user_doc_row,
 }

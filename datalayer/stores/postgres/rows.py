@@ -27,6 +27,7 @@ _ARRAY_HEAD: Final = struct.Struct("!iiIii")
 _EMPTY_ARRAY: Final = struct.pack("!iiI", 0, 0, UUID_OID)
 _ITEM_LENGTH: Final = struct.pack("!i", 16)
 _INT64: Final = 1 << 63
+_SESSION_TIMES: Final = ("created_at", "mark", "ends_at", "expires_at")
 
 
 class RawUuid(bytes):
@@ -230,6 +231,30 @@ class PostgresCodec:
         known = None if newest is None else RawUuid(newest)  # type: ignore[arg-type]
         head = (RawUuid(record.key[:16]), RawUuid(record.key[16:]), role, joined_at, read, known)
         return (*head, last_activity, shown, record.deleted, record.version)
+
+    def session_record(self, row: Row) -> Record:
+        user, id, proof, created_at, mark, ends_at, expires_at, deleted, version, attributes = row
+        fields = (proof.bytes, created_at, mark, ends_at, expires_at, attributes)
+        return Record("session", user.bytes + id.bytes, version, deleted, fields)
+
+    def session_row(self, record: Record) -> Row:
+        proof, created_at, mark, ends_at, expires_at, attributes = record.fields
+        check_text(attributes, "attributes")  # type: ignore[arg-type]
+        times = (created_at, mark, ends_at, expires_at)
+        for value, what in zip((record.version, *times), ("version", *_SESSION_TIMES), strict=True):
+            check_int(value, what)  # type: ignore[arg-type]
+        head = (RawUuid(record.key[:16]), RawUuid(record.key[16:]), RawUuid(proof))  # type: ignore[arg-type]
+        return (*head, *times, record.deleted, record.version, attributes)
+
+    def cut_record(self, row: Row) -> Record:
+        user, mark, expires_at, deleted, version = row
+        return Record("session_cut", user.bytes, version, deleted, (mark, expires_at))
+
+    def cut_row(self, record: Record) -> Row:
+        mark, expires_at = record.fields
+        for value, what in ((record.version, "version"), (mark, "mark"), (expires_at, "expires_at")):
+            check_int(value, what)  # type: ignore[arg-type]
+        return (RawUuid(record.key), mark, expires_at, record.deleted, record.version)
 
     def message_doc_record(self, row: Row) -> Record:
         conversation, id, sender, body, deleted, version = row

@@ -17,6 +17,7 @@ from datalayer.stores.sql.catalogue import SqlCatalogue
 from datalayer.stores.sql.conversations import SqlConversations
 from datalayer.stores.sql.listings import SqlListings
 from datalayer.stores.sql.messages import SqlMessages
+from datalayer.stores.sql.sessions import SqlSessions
 from datalayer.stores.sql.statement import limited, statement
 from datalayer.stores.sql.store import SqlStore
 from datalayer.stores.sql.users import SqlUsers
@@ -176,6 +177,17 @@ class PostgresListings(SqlListings, Sized):
 
 class PostgresCatalogue(SqlCatalogue, Sized):
     """The catalogue of media."""
+
+    def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
+        super().__init__(cast("SqlDatabase", db), product, attempt)
+        self._bulk = BulkWriter(self)
+
+    async def apply_in(self, tx: SqlTransaction, records: Iterable[Record]) -> None:
+        await self._bulk.write(cast("PostgresTransaction", tx), records)
+
+
+class PostgresSessions(SqlSessions, Sized):
+    """Sessions and cuts."""
 
     def __init__(self, db: PostgresDatabase, product: SqlProduct, attempt: int = 0) -> None:
         super().__init__(cast("SqlDatabase", db), product, attempt)

@@ -61,6 +61,8 @@ _KEYS: Final = {
     "listed": "uuid_send({row}.user_id) || uuid_send({row}.conversation_id)",
     "media": "uuid_send({row}.owner_id) || uuid_send({row}.id)",
     "object": "uuid_send({row}.owner_id) || uuid_send({row}.content)",
+    "session": "uuid_send({row}.user_id) || uuid_send({row}.id)",
+    "session_cut": "uuid_send({row}.user_id)",
 }
 _PRIMARY: Final = {
     "message": ("conversation_id", "id"),
@@ -71,6 +73,8 @@ _PRIMARY: Final = {
     "listed": ("user_id", "conversation_id"),
     "media": ("owner_id", "id"),
     "object": ("owner_id", "content"),
+    "session": ("user_id", "id"),
+    "session_cut": ("user_id",),
 }
 _BASES: Final = {
     "message": "messages",
@@ -81,6 +85,8 @@ _BASES: Final = {
     "listed": "listings",
     "media": "media",
     "object": "media_objects",
+    "session": "sessions",
+    "session_cut": "session_cuts",
 }
 
 

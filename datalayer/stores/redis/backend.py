@@ -12,6 +12,7 @@ from datalayer.stores.redis import demands, soft
 from datalayer.stores.redis.keys import Names
 from datalayer.stores.redis.scripts import Script, command
 from datalayer.stores.redis.session import RedisSession
+from datalayer.stores.redis.sessions import RedisSessions
 from datalayer.stores.redis.target import Target
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 STORES: Final[dict[str, Callable[[RedisSession, Names, Clock], Any]]] = {
     "presence": soft.presence,
     "typing": soft.typing,
+    "sessions": RedisSessions,
 }
 """The store of each domain that Redis holds."""
 

@@ -117,3 +117,19 @@ class RowCodec(Protocol):
     def object_row(self, record: Record) -> Row:
         """As ``message_row``."""
         ...
+
+    def session_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def session_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...
+
+    def cut_record(self, row: Row) -> Record:
+        """The canonical record of a row."""
+        ...
+
+    def cut_row(self, record: Record) -> Row:
+        """As ``message_row``."""
+        ...

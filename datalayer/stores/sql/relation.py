@@ -11,6 +11,7 @@ from datalayer.domains.conversations import CONVERSATION, MEMBER
 from datalayer.domains.listings import LISTED
 from datalayer.domains.messages import MESSAGE
 from datalayer.domains.search import MESSAGE_DOC, USER_DOC
+from datalayer.domains.sessions import CUT, SESSION
 from datalayer.domains.users import CLAIM, USER, claim_of
 from datalayer.schemas import metadata
 from datalayer.stores.sql.statement import (
@@ -240,5 +241,34 @@ def object_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation
         codec.object_row,
         codec.object_record,
         lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
+    )
+
+
+def session_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The sessions of a place."""
+    uuid = codec.uuid
+    return Relation(
+        dialect,
+        SESSION,
+        metadata.sessions_table(attempt),
+        metadata.SESSION_COLUMNS,
+        codec.session_row,
+        codec.session_record,
+        lambda key: (uuid(key[:16]), uuid(key[16:])),
+        lambda key: key,
+    )
+
+
+def cut_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
+    """The cuts of a place."""
+    return Relation(
+        dialect,
+        CUT,
+        metadata.session_cuts_table(attempt),
+        metadata.CUT_COLUMNS,
+        codec.cut_row,
+        codec.cut_record,
+        lambda key: (codec.uuid(key),),
         lambda key: key,
     )

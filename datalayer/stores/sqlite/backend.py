@@ -19,6 +19,7 @@ from datalayer.stores.sqlite.store import (
     SqliteMessages,
     SqlitePlace,
     SqliteProduct,
+    SqliteSessions,
     SqliteUsers,
 )
 
@@ -32,13 +33,23 @@ READERS_MAX = 4
 """More threads do not read faster: they share one interpreter lock."""
 _STORES: Final[
     dict[
-        str, type[SqliteMessages | SqliteUsers | SqliteConversations | SqliteListings | SqliteSearch | SqliteCatalogue]
+        str,
+        type[
+            SqliteMessages
+            | SqliteUsers
+            | SqliteConversations
+            | SqliteListings
+            | SqliteSearch
+            | SqliteCatalogue
+            | SqliteSessions
+        ],
     ]
 ] = {
     "messages": SqliteMessages,
     "users": SqliteUsers,
     "conversations": SqliteConversations,
     "listings": SqliteListings,
+    "sessions": SqliteSessions,
     "search": SqliteSearch,
     "catalogue": SqliteCatalogue,
 }

@@ -183,6 +183,26 @@ class SqliteRows:
         _check_text(fields[0], fields[2], fields[4])
         return (key[:16], key[16:], *fields, deleted, version)
 
+    def session_record(self, row: Row) -> Record:
+        user, ident, *fields, deleted, version, attributes = row
+        return Record("session", user + ident, version, deleted == 1, (*fields, attributes))
+
+    def session_row(self, record: Record) -> Row:
+        _, key, version, deleted, fields = record
+        _check(len(key) == _MESSAGE_KEY, "the key of a session is 32 bytes")
+        _check_version(version)
+        _check_text(fields[-1])
+        return (key[:16], key[16:], *fields[:-1], deleted, version, fields[-1])
+
+    def cut_record(self, row: Row) -> Record:
+        user, mark, expires_at, deleted, version = row
+        return Record("session_cut", user, version, deleted == 1, (mark, expires_at))
+
+    def cut_row(self, record: Record) -> Row:
+        _check(len(record.key) == _USER_KEY, "the key of a cut is 16 bytes")
+        _check_version(record.version)
+        return (record.key, *record.fields, record.deleted, record.version)
+
 
 def _uuids(value: bytes) -> tuple[UUID, ...]:
     return tuple([uuid_of(value[at : at + 16]) for at in range(0, len(value), 16)])

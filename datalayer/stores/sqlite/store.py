@@ -9,6 +9,7 @@ from datalayer.stores.sql.catalogue import SqlCatalogue
 from datalayer.stores.sql.conversations import SqlConversations
 from datalayer.stores.sql.listings import SqlListings
 from datalayer.stores.sql.messages import SqlMessages
+from datalayer.stores.sql.sessions import SqlSessions
 from datalayer.stores.sql.statement import drop_table
 from datalayer.stores.sql.store import SqlStore
 from datalayer.stores.sql.users import SqlUsers
@@ -95,6 +96,10 @@ class SqliteListings(SqlitePlace, SqlListings):
 
 class SqliteCatalogue(SqlitePlace, SqlCatalogue):
     """The catalogue of media in SQLite."""
+
+
+class SqliteSessions(SqlitePlace, SqlSessions):
+    """Sessions in SQLite."""
 
 
 class SqliteProduct:

@@ -79,6 +79,15 @@ def _shapes(domain: str, place: int) -> tuple[_Shape, ...]:
             # a member may join again
             _Shape("member", relation("members", place), key, "{row}.conversation_id", match, 0),
         )
+    if domain == "sessions":
+        key = "CAST({row}.user_id || {row}.id AS BLOB)"
+        match = "user_id = {row}.user_id AND id = {row}.id"
+        user = "user_id = {row}.user_id"
+        return (
+            _Shape("session", relation(domain, place), key, "{row}.user_id", match, FINAL_LEAD),
+            # the next cut replaces it
+            _Shape("session_cut", relation("session_cuts", place), "{row}.user_id", "{row}.user_id", user, 0),
+        )
     tag = "CASE {row}.kind WHEN 'username' THEN 'u' ELSE 'e' END"
     key = f"CAST({{row}}.routing || {tag} || {{row}}.value AS BLOB)"
     match = "kind = {row}.kind AND value = {row}.value"

@@ -30,6 +30,7 @@ from datalayer.testing.contract.outbox import OutboxSuite, WrittenOutboxSuite
 from datalayer.testing.contract.port import PortSuite
 from datalayer.testing.contract.reads import MessageReadsSuite, UserReadsSuite
 from datalayer.testing.contract.search import SearchReadsSuite
+from datalayer.testing.contract.sessions import SessionExecuteSuite, SessionReadsSuite
 from datalayer.testing.contract.values import Maker
 
 __all__ = [
@@ -53,6 +54,8 @@ __all__ = [
     "OutboxSuite",
     "PortSuite",
     "SearchReadsSuite",
+    "SessionExecuteSuite",
+    "SessionReadsSuite",
     "StoreFixture",
     "UserExecuteSuite",
     "UserReadsSuite",

@@ -12,6 +12,7 @@ from datalayer.domains.listings import Show
 from datalayer.domains.messages import Append, Delete, Edit
 from datalayer.domains.record import FINAL_LEAD
 from datalayer.domains.registry import DOMAINS
+from datalayer.domains.sessions import CreateSession, RevokeSession, TouchSession
 from datalayer.domains.users import CreateUser, DeleteUser, UpdateUser
 from datalayer.errors import Fenced, LostLease, MigrationError, Quarantine, StaleRoute
 from datalayer.stores.base import Token
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 LOCK_S = 5.0
 LONG_S = 120.0
-_LATER = itertools.count(1_900_000_000_000_000)
+MINUTE_US, HOUR_US = 60_000_000, 3_600_000_000
+_FIRST = 1_900_000_000_000_000
+_LATER = itertools.count(_FIRST)
 """Versions of memberships, each newer than what is shown."""
 
 
@@ -65,6 +68,8 @@ class GuardSuite:
         if self.domain == "catalogue":
             upload = maker.id(maker.now_us)
             return Attach(maker.id(), maker.id(), upload, maker.sha256(), 3, "files:0", "image/png")
+        if self.domain == "sessions":
+            return CreateSession(maker.id(), maker.id(), maker.random.randbytes(16), MINUTE_US, 1000 * HOUR_US)
         return CreateConversation(maker.id(), "new", "group", ((maker.id(), "owner"), (maker.id(), "member")))
 
     def _change(self, maker: Maker, entity: Any, text: str = "changed") -> Any:
@@ -76,6 +81,8 @@ class GuardSuite:
             return Show(entity.user_id, entity.conversation_id, next(_LATER), role=text)
         if self.domain == "catalogue":
             return Describe(entity.owner_id, entity.id, (("filename", text),))
+        if self.domain == "sessions":
+            return self._touch(entity)
         return UpdateConversation(entity.id, (("title", text),))
 
     def _removal(self, entity: Any) -> Any:
@@ -85,7 +92,14 @@ class GuardSuite:
             return Show(entity.user_id, entity.conversation_id, next(_LATER), ended=True)
         if self.domain == "catalogue":
             return Detach(entity.owner_id, entity.id, 1)
+        if self.domain == "sessions":
+            return RevokeSession(entity.user_id, entity.id)
         return DeleteUser(entity.id) if self.domain == "users" else DeleteConversation(entity.id)
+
+    def _touch(self, session: Any) -> TouchSession:
+        """A touch that lets it live longer than any before."""
+        longer_us = HOUR_US + (next(_LATER) - _FIRST) * MINUTE_US
+        return TouchSession(session.user_id, session.id, session.proof, longer_us)
 
     # journal
     async def test_journal_sees_every_later_write_and_none_before(self, fixture: StoreFixture) -> None:
@@ -123,6 +137,8 @@ class GuardSuite:
     def _removal_of_absent(self, maker: Maker) -> Any:
         if self.domain == "listings":
             return None  # nothing is refused there
+        if self.domain == "sessions":
+            return self._touch(DOMAINS[self.domain].to_entity(maker.main(self.domain)))
         return self._removal(DOMAINS[self.domain].to_entity(maker.main(self.domain)))
 
     async def test_install_under_writers_misses_no_write_that_began_later(self, fixture: StoreFixture) -> None:
@@ -341,13 +357,16 @@ class GuardSuite:
                 await refused(Fenced, client.execute(mutation, fixture.deadline()))
         assert by_key(await scanned(store, await store.plan_scan(1), 1000)) == before
         assert await guard.journal.backlog() == 0
-        assert await store.get(*self._get_key(done.entity), fixture.deadline()) == done.entity, "reads are not held"
+        found = await store.get(*self._get_key(done.entity), fixture.deadline())
+        assert (found[0] if self.domain == "sessions" else found) == done.entity, "reads are not held"
 
     def _get_key(self, entity: Any) -> tuple[Any, ...]:
         if self.domain == "messages":
             return (entity.conversation_id, entity.id)
         if self.domain == "catalogue":
             return (entity.owner_id, entity.id)
+        if self.domain == "sessions":
+            return (entity.user_id, entity.id)
         return (entity.user_id, entity.conversation_id) if self.domain == "listings" else (entity.id,)
 
     async def test_fence_lapses_by_itself(self, fixture: StoreFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from datalayer.domains.messages import message_key
 from datalayer.domains.record import Record
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.search import sort_name
+from datalayer.domains.sessions import session_key
 from datalayer.domains.words import TEXT_MAX, WORD_MAX, indexed
 from datalayer.ids import id_time_us, uuid7_at
 
@@ -50,6 +52,7 @@ JSON_TEXTS: Final[dict[str, str]] = {
     "escapes": '{"a":"\\\\ \\" \\n \\u0001","\U0001f469":"\U0001f680"}',
 }
 """Attributes in canonical form: a copy must be equal to the bit."""
+WEEK_US: Final = 7 * 86_400_000_000
 LONE_SURROGATE: Final = "a lone \ud800 surrogate"
 
 
@@ -251,6 +254,35 @@ class Maker:
         """A hash of some content."""
         return f"{self.random.getrandbits(256):064x}"
 
+    def session(
+        self,
+        user: UUID | None = None,
+        id: UUID | None = None,
+        *,
+        version: int | None = None,
+        mark: int | None = None,
+        expires_at: int | None = None,
+        ends_at: int | None = None,
+        deleted: bool = False,
+        attributes: str = "{}",
+    ) -> Record:
+        """A session's record; it expires in a week unless told otherwise."""
+        key = session_key(self.id() if user is None else user, self.id() if id is None else id)
+        at = self.now_us if version is None else version
+        until = self.now_us + WEEK_US if expires_at is None else expires_at
+        end = max(until, self.now_us + 2 * WEEK_US) if ends_at is None else ends_at
+        proof = self.random.randbytes(16)
+        fields = (proof, self.now_us, self.now_us if mark is None else mark, end, until, attributes)
+        return Record("session", key, at, deleted, fields)
+
+    def cut(
+        self, user: UUID | None = None, *, version: int | None = None, mark: int = 0, deleted: bool = False
+    ) -> Record:
+        """The record that revokes a user's sessions up to a mark."""
+        own = self.id() if user is None else user
+        at = self.now_us if version is None else version
+        return Record("session_cut", own.bytes, at, deleted, (mark, self.now_us + WEEK_US))
+
     def of(self, domain: str, kind: str | None = None) -> Record:
         """A record of a domain with new keys; any kind of it unless one is given."""
         chosen = self.random.choice(DOMAINS[domain].kinds).name if kind is None else kind
@@ -261,6 +293,8 @@ class Maker:
             "conversation": self.conversation,
             "member": self.member,
             "listed": self.listed,
+            "session": self.session,
+            "session_cut": self.cut,
             "message_doc": self.message_doc,
             "user_doc": self.user_doc,
             "media": self.media,
@@ -282,6 +316,8 @@ class Maker:
             return self.message_doc(body=text if text == LONE_SURROGATE else indexed(text))
         if domain == "catalogue":
             return self.media(filename=text)
+        if domain == "sessions":
+            return self.session(attributes=json.dumps({"text": text}, separators=(",", ":"), ensure_ascii=False))
         return self.user(display_name=text) if domain == "users" else self.conversation(title=text)
 
     def late(self, domain: str) -> Record:
@@ -296,6 +332,8 @@ class Maker:
             return self.message_doc(own, self.id(self._late_us))
         if domain == "catalogue":
             return self.media(own)
+        if domain == "sessions":
+            return self.session(own)
         return self.user(own) if domain == "users" else self.conversation(own)
 
     def many(self, domain: str, number: int) -> list[Record]:
@@ -313,16 +351,18 @@ class Maker:
 
     def hostile(self, domain: str) -> dict[str, Record]:
         """One record per thing that a codec may get wrong, by its name."""
-        if domain == "users":
-            return self._hostile_users()
-        if domain == "conversations":
-            return self._hostile_conversations()
-        if domain == "listings":
-            return self._hostile_listings()
-        if domain == "search":
-            return self._hostile_documents()
-        if domain == "catalogue":
-            return self._hostile_catalogue()
+        make = {
+            "users": self._hostile_users,
+            "conversations": self._hostile_conversations,
+            "listings": self._hostile_listings,
+            "search": self._hostile_documents,
+            "catalogue": self._hostile_catalogue,
+            "sessions": self._hostile_sessions,
+            "messages": self._hostile_messages,
+        }
+        return make[domain]()
+
+    def _hostile_messages(self) -> dict[str, Record]:
         made = {f"body {name}": self.message(body=text) for name, text in TEXTS.items()}
         made |= {f"attributes {name}": self.message(attributes=text) for name, text in JSON_TEXTS.items()}
         made |= {f"kind {name}": self.message(kind=text) for name, text in TEXTS.items() if text}
@@ -358,6 +398,18 @@ class Maker:
         made["a member on the list"] = self.member(listed=(1 << 53) + 1)
         made["deleted conversation"] = self.conversation(deleted=True)
         made["a member who has left"] = self.member(deleted=True)
+        return made
+
+    def _hostile_sessions(self) -> dict[str, Record]:
+        made = {f"attributes {name}": self.session(attributes=text) for name, text in JSON_TEXTS.items()}
+        made["marked far ahead"] = self.session(mark=(1 << 53) + 1)
+        made["marked at zero"] = self.session(mark=0)
+        made["expires at the end of time"] = self.session(expires_at=(1 << 62) + 1)
+        made["the nil session"] = self.session(id=UUID(int=0))
+        made["the last session"] = self.session(id=UUID(int=(1 << 128) - 1))
+        made["revoked"] = self.session(deleted=True)
+        made["a cut"] = self.cut(mark=(1 << 53) + 1)
+        made["a cut taken back"] = self.cut(deleted=True)
         return made
 
     def _hostile_listings(self) -> dict[str, Record]:
@@ -418,6 +470,10 @@ class Maker:
             other = self.member(version=version, role=text, deleted=deleted)
         elif record.kind == "listed":
             other = self.listed(version=version, role=text, deleted=deleted)
+        elif record.kind == "session":
+            other = self.session(version=version, attributes=f'{{"text":"{text}"}}', deleted=deleted)
+        elif record.kind == "session_cut":
+            other = self.cut(version=version, mark=version, deleted=deleted)
         elif record.kind == "message_doc":
             other = self.message_doc(version=version, body=text, deleted=deleted)
         elif record.kind == "user_doc":
