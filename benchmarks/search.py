@@ -74,7 +74,7 @@ async def indexing(ground: Ground, sent: Sequence[Record], rounds: int, say: Say
                     for part in batches(documents):
                         await store.apply(part)
                 elif name == "helpers.bulk":
-                    await asyncio.to_thread(_helpers, client, alias, documents)
+                    await asyncio.to_thread(_by_driver, client, alias, documents)
                 else:
                     await asyncio.to_thread(_raw, client, alias, bodies)
                 ended = Done(time.perf_counter() - began, time.process_time() - cpu)
@@ -107,7 +107,7 @@ def _raced(done: dict[str, list[Done]], number: int) -> dict[str, Any]:
     return {"contenders": contenders, "ratios": ratios}
 
 
-def _helpers(client: OpenSearch, alias: str, documents: Sequence[Record]) -> None:
+def _by_driver(client: OpenSearch, alias: str, documents: Sequence[Record]) -> None:
     def actions() -> Iterable[dict[str, Any]]:
         for one in documents:
             key = one.key.hex()
