@@ -17,6 +17,7 @@ SECONDS = {
     "soft": {"check": 0.15, "test": 4.0, "deep": 120.0},
     "soft mutants": {"check": 20.0, "test": 20.0, "deep": 60.0},
     "soft matrix": {"check": 0.4, "test": 10.0, "deep": 120.0},
+    "sessions": {"check": 0.4, "test": 10.0, "deep": 300.0},
     "sharded": {"check": 0.8, "test": 30.0, "deep": 1200.0},
 }
 

@@ -18,6 +18,7 @@ from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Until
 from datalayer.testing.simulation.checks import sides_agree, watch_authorities
+from datalayer.testing.simulation.sessions import SessionTraffic
 from datalayer.testing.simulation.traffic import MessageTraffic
 from datalayer.testing.simulation.users import UserTraffic
 from datalayer.testing.simulation.wire import Profile
@@ -376,8 +377,10 @@ class Life:
                 self.world.broken("I10", f"{process.machine.name} cannot write: {self._where()}")
 
 
-def traffic_of(world: World) -> MessageTraffic | UserTraffic:
+def traffic_of(world: World) -> MessageTraffic | UserTraffic | SessionTraffic:
     """The traffic of the domain that moves."""
+    if world.pair.domain == "sessions":
+        return SessionTraffic(world)
     return MessageTraffic(world) if world.pair.domain == "messages" else UserTraffic(world)
 
 

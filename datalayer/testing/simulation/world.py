@@ -112,7 +112,7 @@ class World:
         self.control = MemoryControlServer("c", self.clock)
         self.control.pushes = pushes
         self.settings = parse_settings({**self._config(), "control": {"url": "memory://"}})
-        self.options = LayerOptions(eager=eager, assist=assist, project=False)
+        self.options = LayerOptions(eager=eager, assist=assist, project=False, purge=False)
         self.processes: list[Process] = []
         self.dead: list[str] = []
         """Ids of processes that died: what an operator may assume dead."""
