@@ -163,8 +163,8 @@ def parse_token(token: object) -> _Token | None:
         raw = urlsafe_b64decode(token)
     except Base64Error:
         return None
-    # the decoder skips what is not of its alphabet
-    if urlsafe_b64encode(raw).decode() != token:
+    # the decoder takes padding, and skips what is not of its alphabet
+    if len(raw) != 16 + SECRET_BYTES or urlsafe_b64encode(raw).decode() != token:
         return None
     return hashed(UUID(bytes=raw[:16]), raw[16:])
 

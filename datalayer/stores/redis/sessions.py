@@ -157,9 +157,15 @@ class RedisSessions:
     async def purge(self, before_us: int, limit: int) -> tuple[int, int]:
         """Records go by themselves; what is taken out here is their entries in the index, slot by slot."""
         looked, taken = 0, 0
-        slot, beyond = self._purged
-        for _ in range(SLOTS):
-            start = b"(" + beyond if beyond else b"-"
+        first, beyond = self._purged
+        self._purged = (0, b"")
+        for slot, size in enumerate(await self._scan.sizes(first, SLOTS), first):
+            if looked >= limit:
+                self._purged = (slot, b"")
+                break
+            if not size:
+                continue
+            start = b"(" + beyond if beyond and slot == first else b"-"
             arguments = (self._names.of_slot(slot, b""), start, limit - looked)
             call = lua.PURGE.call([self._names.of_slot(slot, INDEX)], arguments)
             seen, gone, last = await self._session.run(call, write=True)
@@ -167,8 +173,6 @@ class RedisSessions:
             if looked >= limit:
                 self._purged = (slot, last)
                 break
-            slot, beyond = (slot + 1) % SLOTS, b""
-            self._purged = (slot, b"")
         return looked, taken
 
     def _marker(self, routing: bytes) -> bytes:
