@@ -286,7 +286,7 @@ class DataLayer:
         {backend: [...]}, "projections": {"listings": {"behind": members whose lists are behind, "oldest_s": since when},
         "search": likewise of keys, where there is an index}}. A replica that is down leaves a process ready: the primary
         answers in its place; one shard that is down does, too: the others' users are served; so does the store of presence
-        and typing: who asks is told that it is unknown.
+        and typing: who asks is told that it is unknown; and an index: all but search is served.
         """
         deadline = Deadline(self.clock, 2.0)
         serving = self._serving
@@ -299,7 +299,8 @@ class DataLayer:
             name: {"phase": str(r.routing.phase), "epoch": r.routing.epoch, "backend": r.routing.authority.backend}
             for name, r in serving.items()
         }
-        needed = {r.routing.authority.backend for name, r in serving.items() if name not in SOFT_DOMAINS}
+        spared = {*SOFT_DOMAINS, SEARCH}
+        needed = {r.routing.authority.backend for name, r in serving.items() if name not in spared}
         ready = all(any(backends[member] == "ok" for member in shards[name]) for name in needed)
         return {
             "ready": ready,

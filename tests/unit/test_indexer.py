@@ -164,6 +164,10 @@ async def test_an_index_that_is_down_keeps_no_process_from_starting_nor_from_wri
     async with opened(document) as first:
         server = memory.SERVERS["index"]
         server.up = False
+        health = await first.health()
+        assert health["ready"]
+        assert health["backends"]["index"] != "ok"
+        assert health["projections"]["search"] == {"behind": 0, "oldest_s": 0.0}
         async with opened(document) as layer:
             await written(layer, uuid.uuid4())
             with pytest.raises(Unavailable):
