@@ -10,6 +10,7 @@ from datalayer.cli.console import Console, command, group
 from datalayer.cli.migrate import Request, carry_out
 from datalayer.cli.running import moving_bulk, with_places
 from datalayer.errors import PreconditionFailed
+from datalayer.layer import claim_first_places
 from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Until
 from datalayer.migrators.targets import standing_of
@@ -47,6 +48,7 @@ def rebuild(
     """
 
     async def look(places: Places) -> str:
+        await claim_first_places(console.settings(), places, build_index=True)
         routing, live = await standing_of(places, SEARCH)
         if live is not None and live.source.backend != live.target.backend:
             raise PreconditionFailed(
@@ -55,7 +57,7 @@ def rebuild(
             )
         return routing.authority.backend
 
-    backend = with_places(console, look, claim=True)
+    backend = with_places(console, look)
     options = MigrateOptions(
         until=Until(until), workers=workers, rate_rows_per_s=rate, verify=verify, assume_dead=assume_dead, yes=yes
     ).checked()

@@ -30,7 +30,7 @@ from datalayer.repositories.sessions import Sessions
 from datalayer.repositories.typing import Typing
 from datalayer.repositories.users import Users
 from datalayer.repositories.watching import Watching
-from datalayer.routing import consistency
+from datalayer.routing import consistency, firstindex
 from datalayer.routing.indexer import Indexer
 from datalayer.routing.indexes import SEARCH
 from datalayer.routing.lease import Lease
@@ -62,8 +62,6 @@ if TYPE_CHECKING:
 
 MOVABLE: Final = ("users", "messages", "conversations", "listings", "search", "presence", "typing", "sessions")
 """The domains that an open DataLayer serves."""
-FIRST_INDEX: Final = "first"
-"""The document that says whether the first index held everything when it was placed."""
 _ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
 
@@ -201,8 +199,10 @@ class DataLayer:
     async def start(self) -> None:
         """Enter the fleet and serve."""
         for domain, reason in (await claim_first_places(self.settings, self.places)).items():
-            self._routers[domain].unplaced(reason)
-        unbuilt = await unbuilt_index(self.control)
+            self._routers[domain].unplaced(reason, firstindex.BUILD if reason == firstindex.NOT_BUILT else "")
+            if reason == firstindex.NOT_BUILT:  # and will be placed unbuilt, if that happens while this process runs
+                self._routers[SEARCH].unbuilt(Place(self.settings.backend_of(SEARCH).name))
+        unbuilt = await firstindex.unbuilt_index(self.control)
         if unbuilt is not None:
             self._routers[SEARCH].unbuilt(unbuilt)
         for watch in self._watches.values():
@@ -441,11 +441,12 @@ def _make_folder(url: BackendUrl) -> None:
         url.path.parent.mkdir(exist_ok=True)
 
 
-async def claim_first_places(settings: Settings, places: Places) -> dict[str, str]:
+async def claim_first_places(settings: Settings, places: Places, *, build_index: bool = False) -> dict[str, str]:
     """Publish the configured placement of each domain that the control store does not know yet.
 
     The backend must be able to hold the domain and must not belong to somebody else. Returns why optional domains are
-    placed nowhere, where no route names a backend for them and none can have them by default.
+    placed nowhere, where no route names a backend for them and none can have them by default. Search is placed on a
+    deployment that is empty; with ``build_index`` on any, to be built by a rebuild before it is asked.
     """
     known = (await places.control.routings())[1]
     places.learn(known)
@@ -460,34 +461,17 @@ async def claim_first_places(settings: Settings, places: Places) -> dict[str, st
         else:
             first[domain] = place
     deployment = await places.control.deployment()
+    index = first.pop(SEARCH, None)
     for domain, place in first.items():
         await _claim(places, domain, place, deployment)
-    index = first.pop(SEARCH, None)
     await places.control.ensure_routes(first)
-    if index is not None:
-        await _first_index(places, index)
+    if index is not None and not (build_index or await firstindex.nothing_written(places)):
+        unplaced[SEARCH] = firstindex.NOT_BUILT
+    elif index is not None:
+        await _claim(places, SEARCH, index, deployment)
+        await firstindex.place_index(places, index)
         await places.control.ensure_routes({SEARCH: index})
     return unplaced
-
-
-async def _first_index(places: Places, index: Place) -> None:
-    """An index that follows from now on. Where nothing was written yet it is complete; else it is to be built first.
-
-    Emptiness is looked at when every later write is entered, and noted before anybody is let write by this route.
-    """
-    await places.indexes.fresh()
-    await places.store(SEARCH, index).create()
-    leaves = places.indexes.leaves()
-    await places.indexes.follow(leaves, [index])
-    empty = all([await places.store(*leaf).empty() for leaf in leaves])
-    if await places.control.document(SEARCH, FIRST_INDEX) is None:
-        await places.control.put_document(SEARCH, FIRST_INDEX, {"backend": index.backend, "built": empty})
-
-
-async def unbuilt_index(control: Control) -> Place | None:
-    """The first index, where it was placed when there was something to search already."""
-    document = await control.document(SEARCH, FIRST_INDEX)
-    return None if document is None or document["built"] else Place(document["backend"])
 
 
 def _first_place(settings: Settings, places: Places, domain: str) -> tuple[Place | None, str]:

@@ -26,7 +26,7 @@ from datalayer.migrators.options import MigrateOptions, Silent, from_kept
 from datalayer.migrators.plan import Stage, Standing, Until, next_stage, next_stage_back
 from datalayer.migrators.run import run_stage
 from datalayer.migrators.strategy import strategy_of
-from datalayer.migrators.targets import check_movable, refusal
+from datalayer.migrators.targets import check_movable, no_place, refusal
 from datalayer.migrators.work import Work
 from datalayer.routing.flip import write_roles
 from datalayer.routing.regionrecord import check_routing
@@ -334,7 +334,7 @@ class Coordinator:
         self._places.learn(routings)
         routing = routings.get(self._domain)
         if routing is None:
-            raise PreconditionFailed(f"{self._domain} has no place yet", hint="open the application once")
+            raise no_place(self._domain)
         live = next((m for m in await self._control.migrations(self._domain) if not m.finished), None)
         if live is not None:
             if live.target.backend != to:

@@ -9,6 +9,8 @@ from datalayer.errors import ConfigurationError, DatalayerError, PreconditionFai
 from datalayer.layer import MOVABLE
 from datalayer.migrators.plan import Stage, Standing, Until, stages_to
 from datalayer.migrators.strategy import strategy_of
+from datalayer.routing.firstindex import BUILD
+from datalayer.routing.indexes import SEARCH
 from datalayer.routing.route import Phase, Place
 from datalayer.routing.shards import base_domain, parse_group
 
@@ -69,9 +71,15 @@ async def standing_of(places: Places, domain: str) -> tuple[Routing, Migration |
     _, routings = await places.control.routings()
     places.learn(routings)
     if domain not in routings:
-        raise PreconditionFailed(f"{domain} has no place yet", hint="open the application once")
+        raise no_place(domain)
     live = next((m for m in await places.control.migrations(domain) if not m.finished), None)
     return routings[domain], live
+
+
+def no_place(domain: str) -> PreconditionFailed:
+    """The error for a domain that was placed nowhere."""
+    hint = f"open the application once; {BUILD}, where there are messages already" if domain == SEARCH else ""
+    return PreconditionFailed(f"{domain} has no place yet", hint=hint or "open the application once")
 
 
 def refusal(places: Places, domain: str, name: str) -> str | None:

@@ -53,7 +53,7 @@ class Router:
         self._changed = asyncio.Event()
         self._held = 0
         self._unreachable = ""
-        self._unplaced = ""
+        self._unplaced = self._way_out = ""
         self.on_answer: Callable[[str], None] = _nobody
         """Told of each write that was answered or refused, with the domain's name."""
         self.older_in_use: Callable[[], int | None] = _none
@@ -65,7 +65,7 @@ class Router:
         """The route that new operations use."""
         if self._route is None:
             if self._unplaced:
-                raise ConfigurationError(self._unplaced, hint=f"[routes] {self.domain} = NAME of a backend that can")
+                raise ConfigurationError(self._unplaced, hint=self._way_out)
             if self._unreachable:
                 raise Unavailable(self._unreachable)
             raise Closed
@@ -99,9 +99,10 @@ class Router:
         """Answer Unavailable until a route is adopted: the store of a slot group does not answer."""
         self._unreachable = reason
 
-    def unplaced(self, reason: str) -> None:
+    def unplaced(self, reason: str, hint: str = "") -> None:
         """Answer ConfigurationError until a route is adopted: no backend was given to this domain."""
         self._unplaced = reason
+        self._way_out = hint or f"[routes] {self.domain} = NAME of a backend that can"
 
     def adopt(self, route: Route) -> None:
         """Use this route for every operation that begins from now on."""

@@ -38,6 +38,7 @@ from tests.servers.interface import Server
 from tests.unit.index_world import differences
 
 AT_ONCE = 16
+IN_FLIGHT = 32
 SAMPLE_EVERY = 20
 SETTLE_S = 120.0
 STABLE = 200
@@ -227,7 +228,7 @@ class Scenario:
         writes: set[asyncio.Task[None]] = set()
         checker = asyncio.create_task(self._never_fewer(room))
         while (elapsed := time.monotonic() - began) < self.job.seconds or (until is not None and not until.is_set()):
-            while written < elapsed * self.job.rate and len(writes) < 200:
+            while written < elapsed * self.job.rate and len(writes) < IN_FLIGHT:
                 task = asyncio.create_task(write(written))
                 writes.add(task)
                 task.add_done_callback(writes.discard)

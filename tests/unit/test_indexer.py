@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from datalayer.clock import Deadline, SystemClock
+from datalayer.clock import SystemClock
 from datalayer.domains.messages import Append, appended, to_record
-from datalayer.errors import ConfigurationError, Unavailable
+from datalayer.errors import ConfigurationError, PreconditionFailed, Unavailable
 from datalayer.ids import IdSource
-from datalayer.layer import DataLayer
+from datalayer.layer import DataLayer, claim_first_places
 from datalayer.migrators.plan import PLAN, Action, Stage, Until
 from datalayer.stores.memory import server as memory
 from datalayer.types import Message
@@ -54,6 +54,13 @@ async def test_an_index_placed_on_an_empty_deployment_follows_from_the_start(gro
                 await asyncio.sleep(0.02)  # what was brought is settled a moment later
 
 
+async def refused(layer: DataLayer, reason: str) -> None:
+    """A query is answered with the command that builds the index."""
+    with pytest.raises(ConfigurationError, match=reason) as error:
+        await layer.search.messages("word", conversations=[uuid.uuid4()])
+    assert error.value.hint == "datalayer search rebuild"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_index_placed_late_is_refused_until_it_is_rebuilt(ground: Path, kind: str) -> None:
     document = config(ground, kind)
@@ -62,20 +69,25 @@ async def test_an_index_placed_late_is_refused_until_it_is_rebuilt(ground: Path,
     old = Append(room, ids.uuid7(), ids.uuid7(), "was here before")
     await old_rows(document, [to_record(appended(old))])
     async with opened(document) as layer:
-        router = layer.router("search")
-
-        async def read(_store: Any, _deadline: Any) -> str:
-            return "read"
-
-        with pytest.raises(ConfigurationError, match="does not hold yet") as refused:
-            await router.read(None, read, Deadline(layer.clock, 5.0))
-        assert refused.value.hint == "datalayer search rebuild"
+        await refused(layer, "search has no index yet")
+        for leaf in layer.places.indexes.leaves():
+            assert await layer.places.store(*leaf).outboxes() == [], "nobody asked for an index: there is no cost"
+        with pytest.raises(PreconditionFailed, match="no place yet"):
+            await coordinator(layer, "search").migrate("index")
+        await claim_first_places(layer.settings, layer.places, build_index=True)
+        async with asyncio.timeout(10.0):
+            while not layer.router("search").serves:
+                await asyncio.sleep(0.02)
+        await refused(layer, "does not hold yet")
+    async with opened(document) as layer:
+        await refused(layer, "does not hold yet")
         await written(layer, room)
         migration = await coordinator(layer, "search", Until.COMPLETE).migrate("index")
         assert "completed" in migration.milestones
         await in_step(layer.places)
         assert len(await held(index_of(layer))) == 7
-        assert await router.read(None, read, Deadline(layer.clock, 5.0)) == "read"
+        found = await layer.search.messages("before", conversations=[room])
+        assert [hit.message.id for hit in found.items] == [old.id]
         await coordinator(layer, "search").purge()
 
 
