@@ -40,7 +40,7 @@ class Node:
         self._closed = False
 
     async def exchange(
-        self, commands: Sequence[Sequence[Argument]], timeout_s: float, *, write: bool, confirm: int = 0
+        self, commands: Sequence[Sequence[Argument] | bytes], timeout_s: float, *, write: bool, confirm: int = 0
     ) -> list[Any]:
         """The answers to a pipeline; an answer may be an error of the driver, which is returned in its place.
 
@@ -62,7 +62,7 @@ class Node:
         return answers
 
     async def _pipeline(
-        self, commands: Sequence[Sequence[Argument]], deadline_at: float, *, write: bool, confirm: int
+        self, commands: Sequence[Sequence[Argument] | bytes], deadline_at: float, *, write: bool, confirm: int
     ) -> list[Any]:
         if self._closed:
             raise Closed(f"{self.where} is not open")
@@ -75,7 +75,7 @@ class Node:
                     await line.connect()  # type: ignore[no-untyped-call]
                     self._reached = True
                 wait = _wait(deadline_at, confirm) if write and confirm else ()
-                packed = line.pack_commands([*commands, *wait])
+                packed = _packed(line, [*commands, *wait])
                 sent = True
                 await line.send_packed_command(packed, check_health=False)
                 answers = [await _answer(line) for _ in range(len(commands) + len(wait))]
@@ -120,6 +120,15 @@ class Node:
         lines, self._free = self._free, []
         for line in lines:
             await line.disconnect(nowait=True)
+
+
+def _packed(line: Line | TlsLine, commands: Sequence[Sequence[Argument] | bytes]) -> Sequence[bytes]:
+    """The bytes of a pipeline; what comes packed is sent as it is."""
+    if not any(isinstance(command, bytes) for command in commands):
+        packed: list[bytes] = line.pack_commands(commands)
+        return packed
+    parts = (one if isinstance(one, bytes) else b"".join(line.pack_command(*one)) for one in commands)
+    return [b"".join(parts)]
 
 
 async def _answer(line: Line | TlsLine) -> Any:

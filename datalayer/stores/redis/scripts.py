@@ -35,6 +35,8 @@ class Call(NamedTuple):
     arguments: tuple[Argument, ...]
     key: bytes | None
     script: Script | None = None
+    packed: bytes | None = None
+    """The command as it is sent, where its maker knows it: the driver takes longer to pack one than a server to run it."""
 
     def whole(self) -> Call:
         """The same call with the script's text, for a server that does not know its hash."""

@@ -176,13 +176,13 @@ class RedisSession:
             groups.setdefault(asking.get(number) or self._owner(call.key), []).append(number)
 
         async def send(address: Address, numbers: list[int]) -> None:
-            sent: list[Sequence[Any]] = []
+            sent: list[Sequence[Any] | bytes] = []
             # Pairs first: a long pipeline is cut at an even place.
             numbers = sorted(numbers, key=lambda number: number not in asking)
             for number in numbers:
                 if number in asking:
                     sent.append(("ASKING",))
-                sent.append(waiting[number].arguments)
+                sent.append(waiting[number].packed or waiting[number].arguments)
             got = iter(await self._exchange(address, sent, self._left_s(deadline), write=write))
             for number in numbers:
                 if number in asking:
@@ -204,7 +204,7 @@ class RedisSession:
         raise failures[0]
 
     async def _exchange(
-        self, address: Address, commands: Sequence[Sequence[Any]], timeout_s: float, *, write: bool
+        self, address: Address, commands: Sequence[Sequence[Any] | bytes], timeout_s: float, *, write: bool
     ) -> list[Any]:
         deadline_at = asyncio.get_running_loop().time() + timeout_s
         try:

@@ -101,22 +101,43 @@ class RedisSoft:
         # Without `%` formatting: Lua's patterns are full of it.
         text = _BEAT.replace("%d, %d, %d", f"{KEEP_US[domain] + LATE_US}, {LATE_US}, {ITEMS_MAX}", 1)
         self._script = Script(text)
+        self._packed_head = b"*9\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % self._script.sha.encode()
         self._lanes: dict[Address, _Lane] = {}
 
     # --- beats -------------------------------------------------------------------------------------------------------
 
     async def beat(self, beat: Beat, deadline: Deadline) -> None:
         """A beat is the same however often it is sent: it is sent again until it is confirmed or its time is up."""
-        call = self._call(beat, publish=True)
+        call = self.call_of(beat, publish=True)
 
         async def send() -> None:
             await (await self._lane(call, deadline)).send(call, deadline)
 
         await until_confirmed(send, deadline)
 
-    def _call(self, beat: Beat, *, publish: bool) -> Call:
+    def call_of(self, beat: Beat, *, publish: bool) -> Call:
+        """The command that brings a beat; ``publish``: who comes or goes by it is told."""
         arguments = (beat.item, beat.version, beat.expires_us, beat.status, "1" if publish else "")
-        return self._script.call([self.key_of(beat.key)], arguments)
+        key = self.key_of(beat.key)
+        call = self._script.call([key], arguments)
+        item, status = beat.item.encode(), beat.status.encode()
+        version, end, told = b"%d" % beat.version, b"%d" % beat.expires_us, b"1" if publish else b""
+        packed = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            self._packed_head,
+            len(key),
+            key,
+            len(item),
+            item,
+            len(version),
+            version,
+            len(end),
+            end,
+            len(status),
+            status,
+            len(told),
+            told,
+        )
+        return call._replace(packed=packed)
 
     async def _lane(self, call: Call, deadline: Deadline) -> _Lane:
         address = await self._session.server_of(call.key, deadline)
@@ -127,7 +148,7 @@ class RedisSoft:
 
     async def apply(self, beats: Sequence[Beat]) -> None:
         for at in range(0, len(beats), BATCH_MAX):
-            calls = [self._call(beat, publish=False) for beat in beats[at : at + BATCH_MAX]]
+            calls = [self.call_of(beat, publish=False) for beat in beats[at : at + BATCH_MAX]]
             await self._session.batch(calls, write=True)
 
     # --- reads -------------------------------------------------------------------------------------------------------
