@@ -19,6 +19,21 @@ EXCUSED = {
 """Kinds of backend whose pairs need no life cycle for domains that are stored or derived, not renewed."""
 EXCUSING = frozenset({Movement.RECORDS, Movement.PROJECTION})
 
+KIND_OF = {
+    "memory": "memory",
+    "sqlite": "SQLite",
+    "postgres": "Postgres",
+    "shards": "sharded Postgres",
+    "cassandra": "Cassandra",
+    "redis": "Redis",
+    "cluster": "Redis cluster",
+    "dynamodb": "DynamoDB",
+    "files": "a folder",
+    "s3": "S3",
+    "opensearch": "OpenSearch",
+}
+"""What tests call the kinds."""
+
 
 class Pair(NamedTuple):
     """A domain and two kinds of backend that can both hold it."""

@@ -31,6 +31,10 @@ USER_ROLES = (
 )
 """Rates that leave two cores room for ten servers."""
 SIDE_ROLES = (Role("side-1", "side", 4), Role("side-2", "side", 4))
+FEW = (Role("writer-1", "append=4,edit=3,delete=1", 8), Role("reader-1", "reader", 8))
+FEW_USERS = (Role("users-mixed-1", "mixed", 5),)
+FEW_SIDE = (Role("side-1", "side", 2),)
+"""For a short run beside other work."""
 
 
 class SideStage(Stage):
@@ -114,11 +118,11 @@ class GrowthFleet:
         """Run ``datalayer WORDS``; one that ended resumably is run again, as an operator would."""
         return await self.users.command(*words, failpoints=failpoints, code=code)
 
-    async def start(self) -> None:
+    async def start(self, *, few: bool = False) -> None:
         """Start every worker."""
-        await self.messages.start(MESSAGE_ROLES)
-        await self.users.start(USER_ROLES)
-        await self.side.start(SIDE_ROLES)
+        await self.messages.start(FEW if few else MESSAGE_ROLES)
+        await self.users.start(FEW_USERS if few else USER_ROLES)
+        await self.side.start(FEW_SIDE if few else SIDE_ROLES)
 
     async def serve(self, seconds: float) -> None:
         """Let the workers work; one that ends by itself is a failure."""

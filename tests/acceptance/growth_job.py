@@ -46,6 +46,8 @@ class Job:
     rest_s: float = 10.0
     kills: bool = True
     groups: int = 8
+    few: bool = False
+    """Few processes at low rates."""
 
 
 def configuration(servers: Servers, folder: Path, name: str, groups: int) -> str:
@@ -90,7 +92,7 @@ async def play(servers: Servers, directory: Path, job: Job) -> list[Judged]:
     config = configuration(servers, folder, f"grow_{uuid4().hex[:8]}", job.groups)
     async with GrowthFleet.open(directory / "fleet", config, messages=job.messages) as fleet:
         await _fill(fleet, directory, job)
-        await fleet.start()
+        await fleet.start(few=job.few)
         await fleet.serve(job.rest_s)
         for size in ("100k", "1m", "100m"):
             await _grow(fleet, size, job)
@@ -152,6 +154,7 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=3000)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--no-kills", action="store_true")
+    parser.add_argument("--few", action="store_true", help="few processes at low rates")
     parser.add_argument("--keep", type=Path, help="folder that stays, for looking into")
     chosen = parser.parse_args()
     job = Job(
@@ -161,6 +164,8 @@ def main() -> int:
         sample=min(400, chosen.users),
         rest_s=chosen.seconds,
         kills=not chosen.no_kills,
+        few=chosen.few,
+        groups=4 if chosen.few else 8,
     )
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(Servers())

@@ -1,8 +1,5 @@
-"""A whole life cycle for every ordered pair of stores of every domain of records, and of the index of search: the list is
-read from what is served.
-"""
+"""A whole life cycle for every ordered pair of stores of every domain of records: the list is read from what is served."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,22 @@ from datalayer.stores.base import Backend
 from datalayer.stores.memory import SERVERS
 from datalayer.testing.contract.fixture import StoreFixture
 from datalayer.testing.contract.values import Maker
+from tests.integration import test_session_life_cycles
 from tests.integration.live import coordinator_of, create_schemas, life_cycle
-from tests.pairs import Pair, pairs_of
+from tests.pairs import KIND_OF, Pair, pairs_of
 from tests.servers import Servers
 
 pytestmark = pytest.mark.servers
 RECORDS = 120
-PAIRS = [pair for domain in MOVABLE if movement_of(domain) is Movement.RECORDS for pair in pairs_of(domain)]
-INDEXES = list(pairs_of("search"))
+ELSEWHERE = {Pair("sessions", KIND_OF[one], KIND_OF[other]) for one, other in test_session_life_cycles.PAIRS}
+"""Those of sessions that live through a life cycle of their own, under traffic."""
+PAIRS = [
+    pair
+    for domain in MOVABLE
+    if movement_of(domain) is Movement.RECORDS
+    for pair in pairs_of(domain)
+    if pair not in ELSEWHERE
+]
 BackendOf = Callable[[str], dict[str, Any]]
 
 
@@ -47,7 +52,8 @@ def backend(servers: Servers, tmp_path: Path) -> BackendOf:
         "SQLite": lambda: {"url": f"sqlite:///{tmp_path}/{uuid4().hex[:8]}.sqlite"},
         "Postgres": lambda: {"url": postgres(), "pool_max": 6},
         "sharded Postgres": shards,
-        "OpenSearch": lambda: {"url": servers.opensearch().url_of(f"pair-{uuid4().hex[:12]}")},
+        "Redis": lambda: {"url": servers.redis().create_database()},
+        "Redis cluster": lambda: {"url": f"{servers.redis_cluster().url}?prefix=pair{uuid4().hex[:12]}"},
         "Cassandra": lambda: {"url": servers.cassandra().create_keyspace(f"pair_{uuid4().hex[:12]}")},
     }
     return lambda kind: kinds[kind]()
@@ -111,24 +117,3 @@ async def test_records_go_over_and_back_and_over_for_good(pair: Pair, backend: B
         _, routings = await coordinator.places.control.routings()
         assert routings[pair.domain].authority.backend == "b"
         assert compared(await stored(coordinator.places, pair.domain)) == before
-
-
-@pytest.mark.life_cycle("search")
-@pytest.mark.parametrize("pair", INDEXES, ids=str)
-async def test_an_index_is_built_anew_and_left_and_built_anew(pair: Pair, backend: BackendOf, tmp_path: Path) -> None:
-    settings = settings_of(pair, backend, tmp_path)
-    await create_schemas(settings)
-    async with DataLayer.open(settings) as layer:
-        room = uuid4()
-        ann = await layer.users.create(username="ann")
-        for number in range(30):
-            await layer.messages.append(room, sender_id=ann.id, body=f"number {number} of them")
-        await life_cycle(settings, "b", live=None, domain="search")
-        await layer.messages.append(room, sender_id=ann.id, body="number thirty of them")
-        until = asyncio.get_running_loop().time() + 20
-        while len((await layer.search.messages("number", conversations=[room], limit=100)).items) < 31:
-            assert asyncio.get_running_loop().time() < until
-            await asyncio.sleep(0.05)
-        async with coordinator_of(settings, "search") as coordinator:
-            _, routings = await coordinator.places.control.routings()
-            assert routings["search"].authority.backend == "b"

@@ -99,6 +99,7 @@ async def opened_settings(urls: dict[str, str], control: str, **routes: str) -> 
     return settings
 
 
+@pytest.mark.life_cycle("search")
 @pytest.mark.parametrize(("source", "target"), list(product(INDEXES, INDEXES)))
 async def test_an_index_goes_over_and_back_and_over_under_traffic(place: Place, source: str, target: str) -> None:
     """Every ordered pair; of one kind, the first way is a rebuild where it is, and the second to another place."""

@@ -96,6 +96,7 @@ async def let_run(live: Logins, rounds: int = 1) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.life_cycle("sessions")
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 async def test_sessions_go_over_and_back_and_over_under_traffic(place: Place, source: str, target: str) -> None:
     settings = await settings_for(place, source, target)

@@ -11,26 +11,11 @@ from datalayer.domains.movement import movement_of
 from datalayer.layer import MOVABLE
 from datalayer.migrators.sizes import KINDS
 from datalayer.stores.registry import SCHEMES
-from tests.pairs import EXCUSED, EXCUSING, Pair, pairs_of, refusals_of, stores_of
+from tests.pairs import EXCUSED, EXCUSING, KIND_OF, Pair, pairs_of, refusals_of, stores_of
 
 TESTS = Path(__file__).parents[1]
 MARK = "life_cycle"
 """`@pytest.mark.life_cycle("search")` on a test that is parametrized by source and target, or by pair."""
-
-KIND_OF = {
-    "memory": "memory",
-    "sqlite": "SQLite",
-    "postgres": "Postgres",
-    "shards": "sharded Postgres",
-    "cassandra": "Cassandra",
-    "redis": "Redis",
-    "cluster": "Redis cluster",
-    "dynamodb": "DynamoDB",
-    "files": "a folder",
-    "s3": "S3",
-    "opensearch": "OpenSearch",
-}
-"""What tests call the kinds."""
 
 
 def modules() -> Iterator[ModuleType]:
