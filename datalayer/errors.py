@@ -121,6 +121,10 @@ class Closed(DatalayerError):
     """This data layer is closed, or was inherited over a fork: open it again in this process."""
 
 
+class Corrupt(DatalayerError):
+    """Stored bytes are not those that were stored: their hash or size differs."""
+
+
 # --- configuration and state of the deployment ---------------------------------------------------------------------
 
 

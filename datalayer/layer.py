@@ -23,6 +23,7 @@ from datalayer.ids import IdSource
 from datalayer.repositories.arguments import ambient_deadline, deadline_of
 from datalayer.repositories.conversations import Conversations
 from datalayer.repositories.limits import Limits
+from datalayer.repositories.media import MediaItems
 from datalayer.repositories.messages import Messages
 from datalayer.repositories.presence import PresenceRepository
 from datalayer.repositories.search import Search
@@ -34,6 +35,7 @@ from datalayer.routing import consistency, firstindex
 from datalayer.routing.indexer import Indexer
 from datalayer.routing.indexes import SEARCH
 from datalayer.routing.lease import Lease
+from datalayer.routing.mediasweep import MediaSweep
 from datalayer.routing.places import SCHEMALESS, Places
 from datalayer.routing.projector import Projector, Sources
 from datalayer.routing.purger import Purger
@@ -60,7 +62,18 @@ if TYPE_CHECKING:
     from datalayer.settings import BackendSettings, BackendUrl
     from datalayer.stores.base import Backend
 
-MOVABLE: Final = ("users", "messages", "conversations", "listings", "search", "presence", "typing", "sessions")
+MOVABLE: Final = (
+    "users",
+    "messages",
+    "conversations",
+    "listings",
+    "search",
+    "presence",
+    "typing",
+    "sessions",
+    "catalogue",
+    "media",
+)
 """The domains that an open DataLayer serves."""
 _ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
@@ -130,14 +143,14 @@ class DataLayer:
         self.places.replica_reads = self._replica_reads
         for router in self._routers.values():
             router.on_answer = self._callers.wrote
-        sizes, times = settings.limits, settings.deadlines
-        self._limits = limits = Limits(sizes.body_max_bytes, sizes.members_max, times.default_s, times.max_s)
+        self._limits = limits = _limits(settings)
         self.users = Users(self._routers["users"], ids, clock, limits)
         routers = self._routers
         self.search = Search((routers["search"], routers["messages"], routers["users"]), clock, limits)
         source = secrets.token_bytes if seed is None else jitter.randbytes
         self.sessions = Sessions(routers["sessions"], clock, limits, random_bytes=source)
         self.purger = Purger(routers["sessions"], control, clock, self.process.id, jitter.random)
+        self._serve_media(ids, jitter)
         sources = Sources(routers["conversations"], routers["messages"], routers["listings"])
         self.projector = Projector(sources, control, clock, self.process.id, jitter.random)
         routers["search"].older_in_use = self.places.indexes.oldest
@@ -154,6 +167,11 @@ class DataLayer:
         self._watching = Watching(self._soft["presence"], clock)
         self.presence = PresenceRepository(self._soft["presence"], self._watching, clock, limits)
         self.typing = Typing(self._soft["typing"], clock, limits)
+
+    def _serve_media(self, ids: IdSource, jitter: random.Random) -> None:
+        pair = (self._routers["catalogue"], self._routers["media"])
+        self.media = MediaItems(pair, self.places, ids, self._limits)
+        self.sweeper = MediaSweep(self.places, self.process.id, jitter.random)
 
     @classmethod
     @asynccontextmanager
@@ -213,6 +231,8 @@ class DataLayer:
             self.indexer.start()
         if self.options.purge:
             self.purger.start()
+        if self.options.assist:
+            self.sweeper.start()
         _close_after_fork(self)
 
     async def close(self) -> None:
@@ -221,6 +241,7 @@ class DataLayer:
         for sides in self._soft.values():
             await sides.stop()
         await self._misses.stop()
+        await self.sweeper.stop()
         await self.projector.stop()
         await self.indexer.stop()
         await self.purger.stop()
@@ -362,6 +383,18 @@ async def _told(lag: Awaitable[Lag | IndexLag | None]) -> dict[str, Any]:
     )
 
 
+def _limits(settings: Settings) -> Limits:
+    sizes, times = settings.limits, settings.deadlines
+    return Limits(
+        sizes.body_max_bytes,
+        sizes.members_max,
+        times.default_s,
+        times.max_s,
+        sizes.media_max_bytes,
+        sizes.media_types,
+    )
+
+
 def process_info(process_id: str, name: str) -> ProcessInfo:
     """Who this process is: host, pid, and a boot id that tells a reused pid from the same process."""
     return ProcessInfo(process_id, socket.gethostname(), os.getpid(), boot_identity(os.getpid()), name)
@@ -407,7 +440,7 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
         if make_folders:
             _make_folder(configured.url)
         factory = open_factory(configured.scheme, name)
-        own = _of_postgres(configured)
+        own = _of_product(configured)
         if configured.replicas:
             own["replicas"] = configured.replicas
         if configured.scheme == "memory" and name not in settings.backends:
@@ -416,9 +449,13 @@ def make_backends(settings: Settings, clock: Clock, *, make_folders: bool = True
     return backends
 
 
-def _of_postgres(configured: BackendSettings) -> dict[str, Any]:
-    """What Postgres alone knows: the settings refuse it elsewhere."""
-    known = {"partition_messages": configured.partition_messages, "search": configured.search}
+def _of_product(configured: BackendSettings) -> dict[str, Any]:
+    """What one kind of store alone knows: the settings refuse it elsewhere."""
+    known = {
+        "partition_messages": configured.partition_messages,
+        "search": configured.search,
+        "cdn_url": configured.cdn_url,
+    }
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -431,7 +468,7 @@ def _members(configured: BackendSettings, clock: Clock, *, make_folders: bool) -
         if make_folders:
             _make_folder(url)
         name = member_name(configured.name, member)
-        members[name] = factory(name, url, pool_max=pool_max, clock=clock, **_of_postgres(configured))
+        members[name] = factory(name, url, pool_max=pool_max, clock=clock, **_of_product(configured))
     return members
 
 

@@ -63,6 +63,7 @@ POOL_MAX: Final = 20
 SLOT_GROUPS: Final = 64
 _CONTROL_SCHEMES: Final = ("sqlite", "postgresql", "memory")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/(\*|[a-z0-9][a-z0-9!#$&^_.+-]*)")
 _log = logging.getLogger(__name__)
 
 
@@ -88,6 +89,8 @@ class BackendSettings:
     """The region of each member, for users with a home region: of all members or of none."""
     search: str | None = None
     """Postgres: how search finds words, one of SEARCH_METHODS."""
+    cdn_url: str | None = None
+    """Of a backend of media: where a CDN serves what it holds; the object's name follows."""
 
     @property
     def scheme(self) -> str:
@@ -102,6 +105,10 @@ class LimitSettings:
     body_max_bytes: int = 1 << 20
     members_max: int = 10_000
     """Members of one conversation."""
+    media_max_bytes: int = 1 << 30
+    """Bytes of one item of media."""
+    media_types: tuple[str, ...] = ()
+    """Content types of media that are allowed, also as ``image/*``; all where it is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +243,8 @@ def describe(settings: Settings) -> dict[str, Any]:
         "limits": {
             "body_max_bytes": settings.limits.body_max_bytes,
             "members_max": settings.limits.members_max,
+            "media_max_bytes": settings.limits.media_max_bytes,
+            "media_types": list(settings.limits.media_types),
         },
         "deadlines": {"default_s": settings.deadlines.default_s, "max_s": settings.deadlines.max_s},
     }
@@ -269,6 +278,8 @@ def _described(backend: BackendSettings) -> dict[str, Any]:
     described: dict[str, Any] = {"pool_max": backend.pool_max}
     if backend.partition_messages is not None:
         described["partition_messages"] = backend.partition_messages
+    if backend.cdn_url is not None:
+        described["cdn_url"] = backend.cdn_url
     if backend.search is not None:
         described["search"] = backend.search
     if backend.url is not None:
@@ -322,6 +333,8 @@ def _settings(values: dict[Key, Value], *, source: str, embedded: Path | None = 
     limits = LimitSettings(
         body_max_bytes=reader.whole(("limits", "body_max_bytes"), _LIMITS.body_max_bytes, (1, 64 << 20)),
         members_max=reader.whole(("limits", "members_max"), _LIMITS.members_max, (1, 100_000)),
+        media_max_bytes=reader.whole(("limits", "media_max_bytes"), _LIMITS.media_max_bytes, (1, 40 << 30)),
+        media_types=_media_types(reader),
     )
     deadlines = _deadlines(reader)
     control = _control(reader, backends, source)
@@ -337,6 +350,15 @@ def _settings(values: dict[Key, Value], *, source: str, embedded: Path | None = 
         source=source,
         places=reader.place,
     )
+
+
+def _media_types(reader: Reader) -> tuple[str, ...]:
+    key = ("limits", "media_types")
+    types = reader.texts(key)
+    for one in types:
+        if not _MEDIA_TYPE.fullmatch(one):
+            reader.fault(key, "has a content type that is none", '"image/png", or "image/*" for all of a kind')
+    return types
 
 
 def _order(fault: Fault) -> tuple[str, int]:
@@ -368,12 +390,14 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
     if period is not None and period not in PERIODS:
         reader.fault((*key, "partition_messages"), "is no period", choice(period, PERIODS))
     search = reader.text((*key, "search"))
+    cdn_url = reader.text((*key, "cdn_url"))
     if search is not None and search not in SEARCH_METHODS:
         reader.fault((*key, "search"), "is no way to search", choice(search, SEARCH_METHODS))
     regions = {
         member: region for member in reader.names(*key, "regions") if (region := reader.text((*key, "regions", member)))
     }
     if not reader.faulty(key):
+        _check_cdn(reader, key, cdn_url, url)
         of_postgres = {"partition_messages": period, "search": search}
         elsewhere = any(one.scheme != "postgresql" for one in (url, *members.values()) if one)
         for name_ in (name_ for name_, value in of_postgres.items() if value is not None and elsewhere):
@@ -398,7 +422,17 @@ def _backend(reader: Reader, name: str) -> BackendSettings | None:
         period,
         MappingProxyType(regions),
         search,
+        cdn_url,
     )
+
+
+def _check_cdn(reader: Reader, key: Key, cdn_url: str | None, url: BackendUrl | None) -> None:
+    if cdn_url is None:
+        return
+    if url is None or url.scheme not in {"s3", "file"}:
+        reader.fault((*key, "cdn_url"), "is known to s3 and file alone", "remove it")
+    elif not re.fullmatch(r"https?://[^\s@?#]+", cdn_url):
+        reader.fault((*key, "cdn_url"), "is no URL", '"https://cdn.example.org", without a login or question mark')
 
 
 def _check_regions(reader: Reader, key: Key, members: Mapping[str, BackendUrl], regions: Mapping[str, str]) -> None:

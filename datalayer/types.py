@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from os import PathLike
+from typing import IO, TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 from uuid import UUID
 
 from datalayer.ids import id_time_us
@@ -199,6 +201,12 @@ class Media:
     def created_at(self) -> datetime:
         """The time of the id, UTC-aware."""
         return from_us(id_time_us(self.id))
+
+
+Item: TypeAlias = Media | UUID | str
+"""What names an item of media: itself or its id; a UUID that does not know its owner needs ``owner_id`` beside it."""
+MediaData: TypeAlias = bytes | bytearray | memoryview | PathLike[str] | IO[bytes] | AsyncIterator[bytes]
+"""What ``media.put`` takes: bytes, a path, an open binary file, or anything that gives bytes asynchronously."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,8 @@ def databases(settings: Settings, backends: Mapping[str, Backend], only: str | N
 
 
 def _unasked(settings: Settings, name: str, backend: Backend) -> bool:
-    """The memory of a process that nobody configured: it has no schema."""
-    return backend.product == "memory" and name not in settings.backends and "/" not in name
+    """What nobody configured, the memory of a process or a folder of media: it has no schema."""
+    return backend.product in {"memory", "filesystem"} and name not in settings.backends and "/" not in name
 
 
 async def inspect_schemas(

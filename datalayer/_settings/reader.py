@@ -22,11 +22,14 @@ _KNOWN: Final[tuple[Key, ...]] = (
     ("backends", _ANY, "slot_groups"),
     ("backends", _ANY, "partition_messages"),
     ("backends", _ANY, "search"),
+    ("backends", _ANY, "cdn_url"),
     ("routes", _ANY),
     ("control", "url"),
     ("control", "password"),
     ("limits", "body_max_bytes"),
     ("limits", "members_max"),
+    ("limits", "media_max_bytes"),
+    ("limits", "media_types"),
     ("deadlines", "default_s"),
     ("deadlines", "max_s"),
 )
@@ -132,6 +135,15 @@ class Reader:
             return ()
         parsed = [self._url(key, item, password) for item in items]
         return tuple(url for url in parsed if url is not None)
+
+    def texts(self, key: Key) -> tuple[str, ...]:
+        """A list of texts; in an environment variable they are separated by white space."""
+        raw = self._values[key].raw if key in self._values else []
+        items = raw.split() if isinstance(raw, str) else raw
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) and item for item in items):
+            self.fault(key, "must be a list of texts", '["...", "..."]')
+            return ()
+        return tuple(items)
 
     def number(self, key: Key, default: float, bounds: tuple[float, float]) -> float:
         return self._number(key, default, bounds, float)

@@ -13,3 +13,6 @@ class Limits:
     members_max: int = 10_000
     timeout_s: float = 5.0
     timeout_max_s: float = 30.0
+    media_max_bytes: int = 1 << 30
+    media_types: tuple[str, ...] = ()
+    """Allowed content types, also as ``image/*``; empty: all."""

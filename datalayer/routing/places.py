@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import Backend, Executed, Guard
 
 Side = Literal["source", "target"]
-SELF_CREATING = frozenset({"memory", "sqlite"})
+SELF_CREATING = frozenset({"memory", "sqlite", "filesystem"})
 """Products whose schema is made when they are first used; elsewhere an operator upgrades it."""
 SCHEMALESS = frozenset({"redis"})
 """Products without a schema: a place of records is made when a domain is first placed there."""
@@ -53,6 +53,8 @@ class Route:
     eager: EagerApplier | None = None
     journal_first: bool = False
     last_writer: bool = False
+    counted: bool = False
+    """Writes go on after they were answered for: bytes that are stored before the catalogue knows of them."""
     inflight: int = field(default=0)
     under_way: Collection[object] = ()
     """Writes that a last-writer store at rest has not answered, also those whose callers have left."""
@@ -204,7 +206,9 @@ class Places:
         """The route of a routing."""
         store = self.store(routing.domain, routing.authority)
         if movement_of(routing.domain) is not Movement.RECORDS:
-            return Route(routing, store, _executes_nothing, mirror=self._mirror_without_guard(routing))
+            counted = movement_of(routing.domain) is Movement.OBJECTS
+            mirror = self._mirror_without_guard(routing)
+            return Route(routing, store, _executes_nothing, mirror=mirror, counted=counted)
         last_writer = self.backend(routing.authority).authority_class == "last_writer"
         if routing.mirror is None:
             if not last_writer:

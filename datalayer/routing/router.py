@@ -118,7 +118,7 @@ class Router:
         The present one - but where writers of a last-writer authority allotted versions themselves, only once the
         writes begun under the older route have ended.
         """
-        unjournalled = (r for r in self._older if r.last_writer and r.routing.at_rest)
+        unjournalled = (r for r in self._older if r.counted or (r.last_writer and r.routing.at_rest))
         self._older = [r for r in unjournalled if r.inflight or r.under_way]
         oldest = self.older_in_use()
         epoch = self._older[0].routing.epoch if self._older else self.routing.epoch

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datalayer.stores.base import AuthorityClass, Backend, MetaRow, Token
 
 
-_UNCUT: Final = frozenset({"search"})
+_UNCUT: Final = frozenset({"search", "media"})
 """Domains that are not cut into slot groups."""
 
 

@@ -12,7 +12,23 @@ from datalayer.layer import LayerOptions
 from datalayer.repositories.arguments import _Unset
 from datalayer.routing.consistency import LevelName
 from datalayer.settings import Settings
-from datalayer.types import Conversation, Count, Device, Hit, Listed, Member, Message, Page, Presence, Session, User
+from datalayer.types import (
+    Conversation,
+    Count,
+    Device,
+    Hit,
+    Item,
+    Listed,
+    Media,
+    MediaData,
+    Member,
+    Message,
+    Page,
+    Presence,
+    PresignedUpload,
+    Session,
+    User,
+)
 
 __all__ = ["DataLayer"]
 
@@ -202,6 +218,62 @@ class Typing:
     def stop(self, conversation_id: UUID | str, user_id: UUID | str, *, timeout: float | None = ...) -> None: ...
     def who(self, conversation_id: UUID | str, *, timeout: float | None = ...) -> tuple[UUID, ...]: ...
 
+class MediaItems:
+    def put(
+        self,
+        *,
+        owner_id: UUID | str,
+        data: MediaData,
+        content_type: str,
+        id: UUID | str | None = ...,
+        filename: str | None = ...,
+        attributes: Mapping[str, Any] | None = ...,
+        timeout: float | None = ...,
+    ) -> Media: ...
+    def update(
+        self,
+        item: Item,
+        *,
+        owner_id: UUID | str | None = ...,
+        filename: str | _Unset | None = ...,
+        attributes: Mapping[str, Any] | _Unset = ...,
+        expected_version: int | None = ...,
+        timeout: float | None = ...,
+    ) -> Media: ...
+    def delete(self, item: Item, *, owner_id: UUID | str | None = ..., timeout: float | None = ...) -> None: ...
+    def get(self, item: Item, *, owner_id: UUID | str | None = ..., timeout: float | None = ...) -> Media | None: ...
+    def list(
+        self, owner_id: UUID | str, *, limit: int = ..., cursor: str | None = ..., timeout: float | None = ...
+    ) -> Page[Media]: ...
+    def read(
+        self, item: Item, *, owner_id: UUID | str | None = ..., start: int = ..., stop: int | None = ...
+    ) -> bytes: ...
+    def save(self, item: Item, path: PathLike[str] | str, *, owner_id: UUID | str | None = ...) -> None: ...
+    def presign_get(
+        self,
+        item: Item,
+        *,
+        owner_id: UUID | str | None = ...,
+        expires_s: int = ...,
+        inline: bool = ...,
+        timeout: float | None = ...,
+    ) -> str: ...
+    def url(self, item: Item, *, owner_id: UUID | str | None = ..., timeout: float | None = ...) -> str | None: ...
+    def presign_put(
+        self,
+        *,
+        owner_id: UUID | str,
+        size: int,
+        content_type: str,
+        sha256: str | None = ...,
+        id: UUID | str | None = ...,
+        filename: str | None = ...,
+        attributes: Mapping[str, Any] | None = ...,
+        expires_s: int = ...,
+        timeout: float | None = ...,
+    ) -> PresignedUpload: ...
+    def complete(self, item: Item, *, owner_id: UUID | str | None = ..., timeout: float | None = ...) -> Media: ...
+
 class DataLayer:
     settings: Settings
     users: Users
@@ -211,6 +283,7 @@ class DataLayer:
     search: Search
     presence: PresenceRepository
     typing: Typing
+    media: MediaItems
     @classmethod
     @contextmanager
     def open(

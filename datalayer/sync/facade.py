@@ -18,6 +18,7 @@ from anyio.from_thread import start_blocking_portal
 from datalayer.errors import Closed
 from datalayer.layer import DataLayer as AsyncDataLayer
 from datalayer.repositories.conversations import Conversations as AsyncConversations
+from datalayer.repositories.media import MediaItems as AsyncMediaItems
 from datalayer.repositories.messages import Messages as AsyncMessages
 from datalayer.repositories.presence import PresenceRepository
 from datalayer.repositories.search import Search as AsyncSearch
@@ -43,6 +44,7 @@ REPOSITORIES: dict[str, type] = {
     "search": AsyncSearch,
     "presence": PresenceRepository,
     "typing": Typing,
+    "media": AsyncMediaItems,
 }
 
 

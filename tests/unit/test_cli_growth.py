@@ -17,7 +17,7 @@ from datalayer.migrators.sizes import KINDS, ORDER, SIZES
 from datalayer.settings import parse_settings
 from tests.unit.cli_world import World, fresh_world
 
-CORE = ("users", "conversations", "listings", "messages")
+CORE = ("users", "conversations", "listings", "catalogue", "messages")
 CONFIG = """\
 [backends.main]
 url = "memory://"
@@ -63,9 +63,7 @@ def test_a_plan_lists_the_steps_in_order_and_changes_nothing(world: World) -> No
     world.fill(7)
     before = world.json("routes")
     told = world.json("plan", "--size", "mvp")
-    assert commands(told)[:4] == [
-        f"datalayer migrate {domain} --to disk --yes" for domain in ("users", "conversations", "listings", "messages")
-    ]
+    assert commands(told)[: len(CORE)] == [f"datalayer migrate {domain} --to disk --yes" for domain in CORE]
     assert (told["ready"], told["done"]) == (True, False)
     step = next(step for step in told["steps"] if step["domain"] == "messages")
     assert (step["rows"], step["source"], step["target"]) == (7, "main", "disk")
@@ -103,7 +101,7 @@ def test_growth_moves_everything_and_a_second_one_does_nothing(world: World) -> 
     world.fill(7)
     grow = ("grow", "--size", "mvp", "--yes")
     told = world.json(*grow)
-    assert told["done"][:4] == [f"datalayer migrate {domain} --to disk --yes" for domain in CORE]
+    assert told["done"][: len(CORE)] == [f"datalayer migrate {domain} --to disk --yes" for domain in CORE]
     assert placed(world) == dict.fromkeys(CORE, "disk")
     assert world.bodies() == [f"m{n}" for n in range(7)]
     assert world.phase() == "target"
@@ -147,7 +145,7 @@ def test_a_person_is_asked_before_each_step_and_may_stop(world: World, monkeypat
         "Move listings from main to other",
     ]
     assert "stopped before datalayer migrate listings" in ended.stderr
-    assert placed(world) == dict(zip(CORE, ("other", "other", "main", "main"), strict=True))
+    assert placed(world) == dict(zip(CORE, ("other", "other", "main", "main", "main"), strict=True))
 
 
 @pytest.mark.parametrize("action", [Action.CREATE_TARGET, Action.BACKFILL, Action.DRAIN, Action.OPEN_OTHER])
@@ -199,7 +197,7 @@ def test_an_unfinished_migration_elsewhere_is_in_the_way_until_it_may_be_complet
     world.config.write_text(CONFIG + '[backends.third]\nurl = "memory://"\n')
     world.fill(7)
     world.run("migrate", "messages", "--to", "other", "--yes")
-    rest = (word for domain in (*CORE[:3], "search") for word in ("--use", f"{domain}=main"))
+    rest = (word for domain in (*CORE[:4], "search") for word in ("--use", f"{domain}=main"))
     onwards = ("--size", "mvp", "--use", "messages=third", *rest)
     told = world.json("plan", *onwards, exit_code=3)
     blocked = next(one for one in told["domains"] if one["domain"] == "messages")

@@ -141,9 +141,9 @@ def test_a_dry_run_says_the_plan_and_changes_nothing(world: World) -> None:
         (
             ["avatars", "--to", "other"],
             3,
-            "'avatars' cannot be migrated; movable are conversations, listings, ",
+            "'avatars' cannot be migrated; movable are catalogue, conversations, listings, ",
         ),
-        (["avatars"], 3, "'avatars' cannot be migrated; movable are conversations, listings, "),
+        (["avatars"], 3, "'avatars' cannot be migrated; movable are catalogue, conversations, listings, "),
         (["messages", "--to", "other", "--workers", "0"], 2, "workers is 0; it must be from 1 to 64"),
         (["messages", "--to", "other", "--rate", "0"], 2, "rate is 0.0; it must be above 0 rows a second"),
         (["messages", "--to", "other", "--canary", "101"], 2, "canary is 101; it must be a percentage from 1 to 100"),

@@ -414,7 +414,12 @@ def test_describe_says_every_key(tmp_path: Path) -> None:
         },
         "routes": {"users": "shards", "messages": "main"},
         "control": {"url": "postgresql://app@db/app"},
-        "limits": {"body_max_bytes": 1_048_576, "members_max": 10_000},
+        "limits": {
+            "body_max_bytes": 1_048_576,
+            "members_max": 10_000,
+            "media_max_bytes": 1 << 30,
+            "media_types": [],
+        },
         "deadlines": {"default_s": 5.0, "max_s": 30.0},
     }
 

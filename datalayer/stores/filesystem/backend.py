@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.errors import Closed, ConfigurationError, DeadlineExceeded, PreconditionFailed, Unavailable
-from datalayer.stores.filesystem.tree import Tree, told
+from datalayer.stores.filesystem.tree import Tree, make_root, told
 from datalayer.stores.objects import CHUNK, ObjectInfo, ObjectMeta, Presigned, check_name, no_urls
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ THREADS_MAX: Final = 8
 
 
 class FilesystemBackend:
-    """One folder. Its parent must exist; the folder itself is made."""
+    """One folder. Its parent must exist; the folder itself is made when something is stored."""
 
     product: str = "filesystem"
     authority_class: AuthorityClass = "transactional"
@@ -46,13 +47,15 @@ class FilesystemBackend:
             )
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=f"datalayer-{self.name}")
-        await self.run(self._make)
+        await self.run(self._look)
 
-    def _make(self) -> None:
+    def _look(self) -> None:
+        """What is there must be ours to use; what is not is made with the first thing that is stored."""
         with told(f"the folder {self.path}"):
-            self.path.mkdir(mode=0o750, exist_ok=True)
-            if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(13, "not allowed")
+            if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "not allowed")
+            if self.path.exists() and not self.path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "no folder")
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -62,8 +65,8 @@ class FilesystemBackend:
     async def ping(self, deadline: Deadline) -> None:
         if deadline.passed:
             raise DeadlineExceeded
-        if not await self.run(self.path.is_dir):
-            raise Unavailable(f"the folder {self.path} is not there")
+        if not await self.run(self.path.parent.is_dir):
+            raise Unavailable(f"the folder {self.path.parent} is not there")
 
     def refuses(self, domain: str) -> str | None:
         return None if domain == "media" else f"a folder holds media, not {domain}"
@@ -117,6 +120,7 @@ class _Notes:
 
     def _touch(self, name: str) -> None:
         with told(f"the folder {self._folder}"):
+            make_root(self._backend.path)
             self._folder.mkdir(mode=0o750, exist_ok=True)
             (self._folder / name).touch()
             self._sync()

@@ -66,8 +66,10 @@ class Tree:
         self.place = place
 
     def create(self) -> None:
-        with told(f"the folder {self.root}"), self._root() as root:
-            _make(root, self.place)
+        with told(f"the folder {self.root}"):
+            make_root(self.root)
+            with self._root() as root:
+                _make(root, self.place)
 
     def begin(self, name: str) -> Upload:
         """A new file under a temporary name beside its final one."""
@@ -77,7 +79,7 @@ class Tree:
                 try:
                     return self._begin(owner, upload)
                 except FileNotFoundError:
-                    continue  # an empty owner's folder was just removed, or there is none yet
+                    make_root(self.root)  # an empty owner's folder was just removed, or there is none yet
             return self._begin(owner, upload)
 
     def _begin(self, owner: str, upload: str) -> Upload:
@@ -280,6 +282,11 @@ def _directory(parent: int, name: str) -> Iterator[int]:
 def _names(folder: int) -> list[str]:
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries]
+
+
+def make_root(root: Path) -> None:
+    """The store's own folder; the one above it must be there."""
+    root.mkdir(mode=_FOLDER_MODE, exist_ok=True)
 
 
 def _make(parent: int, name: str) -> None:

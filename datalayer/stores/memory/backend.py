@@ -108,7 +108,7 @@ class MemoryBackend:
         if self._soft_alone:
             return f"{self.name} is the memory of each process, for presence and typing alone"
         if domain == "media":
-            return None
+            return "media would be gone with this process"
         if domain not in DOMAINS:
             return f"memory does not store {domain}"
         if DOMAINS[domain].needs_compare_and_set and self.authority_class == "last_writer":

@@ -27,7 +27,7 @@ R = TypeVar("R")
 CONNECT_S: Final = 5
 READ_S: Final = 20
 THREADS_MAX: Final = 16
-LARGE_AT_ONCE: Final = 3
+LARGE_AT_ONCE: Final = 2
 """Uploads in parts at once: each holds one part in memory."""
 REGION: Final = "us-east-1"
 _NOTES: Final = "_datalayer/"
