@@ -174,7 +174,9 @@ class Settings:
         if domain == "typing":
             return self.backend_of("presence")
         if domain == "presence":
-            return self.backends.get(MEMORY_BACKEND) or BackendSettings(MEMORY_BACKEND, BackendUrl("memory"))
+            # Of one deployment: another layer of this process, over another control store, has a memory of its own.
+            own = BackendUrl("memory", database=str(self.control))
+            return self.backends.get(MEMORY_BACKEND) or BackendSettings(MEMORY_BACKEND, own)
         if domain != "media":
             return None
         main = self.backends.get(DEFAULT_BACKEND)

@@ -12,6 +12,7 @@ from datalayer.domains.messages import Append, Edit, to_record
 from datalayer.domains.record import Record
 from datalayer.errors import Closed, DeadlineExceeded, NotFound, Outcome, OutcomeUnknown, Unavailable
 from datalayer.ids import uuid7_at
+from datalayer.settings import BackendUrl
 from datalayer.stores.memory import Call, Fault, Injection, MemoryBackend, MemoryServer, ProcessCrash, create_backend
 from datalayer.stores.memory.server import SERVERS
 from datalayer.types import Message
@@ -181,7 +182,7 @@ async def test_the_injector_sees_what_each_call_is(world: World) -> None:
 
 async def test_backends_of_one_name_share_a_server() -> None:
     try:
-        first, second = (create_backend("shared-name", None, pool_max=1, clock=CLOCK) for _ in range(2))
+        first, second = (create_backend("shared-name", BackendUrl("memory"), pool_max=1, clock=CLOCK) for _ in range(2))
         await first.ensure_schema(create=True)
         await first.store("messages", 0).apply([message(1)])
         assert not await second.store("messages", 0).empty()

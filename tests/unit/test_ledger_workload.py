@@ -45,14 +45,31 @@ async def opened(folder: Path) -> AsyncIterator[DataLayer]:
 
 
 async def work(messages: Any, ledgers: Path, seconds: float = 0.6) -> list[Workload]:
+    """All roles for so long, and on a slow machine until each has done something (10 s at most)."""
     rooms, stop = Rooms(1, MESSAGES), asyncio.Event()
-    asyncio.get_running_loop().call_later(seconds, stop.set)
-    processes = []
+    processes: list[Workload] = []
     for name in ("writer", "editor", "deleter", "reader"):
         ledger, board = Ledger.create(ledgers, name), Board(ledgers, own=name)
         processes.append(Workload(messages, ledger, board, rooms, mix=parse_mix(name), rng=random.Random(name)))
+    ending = asyncio.create_task(_end(stop, processes, seconds))
     await asyncio.gather(*(process.run(stop, Pace(0, 3)) for process in processes))
+    await ending
     return processes
+
+
+async def _end(stop: asyncio.Event, processes: list[Workload], seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while loop.time() - began < 10.0:
+        await asyncio.sleep(0.05)
+        if loop.time() - began >= seconds and enough(processes):
+            break
+    stop.set()
+
+
+def enough(processes: list[Workload]) -> bool:
+    counts = sum((process.counts for process in processes), start=type(processes[0].counts)())
+    return all(counts[name] > 20 for name in ("append", "edit", "delete", "get", "history"))
 
 
 async def fill(layer: DataLayer, ledgers: Path) -> int:
@@ -69,7 +86,7 @@ async def test_a_workload_over_a_correct_store_is_clean_and_touches_everything(t
     assert [str(violation) for violation in findings.violations] == []
     assert (findings.clean, findings.errors) == (True, {})
     counts = sum((process.counts for process in processes), start=type(processes[0].counts)())
-    assert all(counts[name] > 20 for name in ("append", "edit", "delete", "get", "history"))
+    assert enough(processes)
     assert alive == preloaded + counts["append"] - len({e.key for e in deletes(tmp_path)})
 
 

@@ -237,11 +237,13 @@ def _lost(call: Call, fault: Fault) -> DatalayerError:
 
 def create_backend(
     name: str,
-    url: Any,  # noqa: ARG001 - as every factory
+    url: Any,
     *,
     pool_max: int,  # noqa: ARG001 - as every factory
     clock: Clock,
     soft_alone: bool = False,
 ) -> MemoryBackend:
-    """The client of ``memory://``: its server is the one of the backend's name in this process (``SERVERS``)."""
-    return MemoryBackend(server_named(name, clock, "transactional"), name=name, soft_alone=soft_alone)
+    """The client of ``memory://``: its server is that of the URL's database, else of the backend's name, in this
+    process (``SERVERS``).
+    """
+    return MemoryBackend(server_named(url.database or name, clock, "transactional"), name=name, soft_alone=soft_alone)
