@@ -31,6 +31,7 @@ async def seen(layer: DataLayer, backend: str) -> None:
 
 
 @pytest.mark.servers
+@pytest.mark.life_cycle("media")
 @pytest.mark.parametrize("catalogue", ["sqlite", "postgres"])
 @pytest.mark.parametrize(("source", "target"), [("file", "s3"), ("s3", "s3"), ("s3", "file"), ("file", "file")])
 async def test_media_go_over_and_back_and_over_under_traffic(
