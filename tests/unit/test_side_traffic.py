@@ -1,4 +1,4 @@
-"""The process that uses presence beside everything else: it finds nothing where nothing is wrong, and what is wrong."""
+"""The process that uses presence and sessions beside everything else: it finds nothing where nothing is wrong, and what is wrong."""
 
 import asyncio
 from pathlib import Path
@@ -9,8 +9,9 @@ import pytest
 from datalayer.errors import InvalidArgument
 from datalayer.layer import DataLayer
 from datalayer.repositories.presence import PresenceRepository
+from datalayer.repositories.sessions import Sessions
 from datalayer.types import Presence
-from tests.acceptance.side_traffic import PresenceTraffic, kinds_in
+from tests.acceptance.side_traffic import PresenceTraffic, SessionTraffic, kinds_in
 from tests.unit.cli_world import World, fresh_world
 
 
@@ -58,3 +59,33 @@ def test_a_refusal_that_no_application_could_live_with_is_counted(
 
     monkeypatch.setattr(PresenceRepository, "heartbeat", heartbeat)
     assert traffic(world).found.other > 0
+
+
+def logins(world: World) -> SessionTraffic:
+    async def use(layer: DataLayer) -> SessionTraffic:
+        assert SessionTraffic in kinds_in(layer)
+        kind = SessionTraffic(layer, "1")
+        for _ in range(150):
+            await kind.step()
+        return kind
+
+    return world.with_layer(use)
+
+
+def test_sessions_that_are_kept_and_revoked_as_asked_are_found_so(world: World) -> None:
+    kind = logins(world)
+    assert (kind.found.lost, kind.found.ghost, kind.found.other) == (0, 0, 0)
+    assert kind.live
+    assert kind.revoked
+
+
+async def forgets(_self: object, *_: Any, **__: Any) -> None:
+    """A session that is not there any more, or a revoke that did nothing."""
+
+
+@pytest.mark.parametrize(("call", "wrong"), [("get", "lost"), ("touch", "lost"), ("revoke", "ghost")])
+def test_a_session_that_is_lost_or_stays_is_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str, wrong: str
+) -> None:
+    monkeypatch.setattr(Sessions, call, forgets)
+    assert getattr(logins(world).found, wrong) > 0
