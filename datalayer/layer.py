@@ -75,6 +75,7 @@ MOVABLE: Final = (
     "media",
 )
 """The domains that an open DataLayer serves."""
+HEALTH_S: Final = 2.0
 _ROLES: Final = {"retired": "retired (the data has moved)", "copy": "the copy of a migration"}
 
 
@@ -218,11 +219,6 @@ class DataLayer:
         """Enter the fleet and serve."""
         for domain, reason in (await claim_first_places(self.settings, self.places)).items():
             self._routers[domain].unplaced(reason, firstindex.BUILD if reason == firstindex.NOT_BUILT else "")
-            if reason == firstindex.NOT_BUILT:  # and will be placed unbuilt, if that happens while this process runs
-                self._routers[SEARCH].unbuilt(Place(self.settings.backend_of(SEARCH).name))
-        unbuilt = await firstindex.unbuilt_index(self.control)
-        if unbuilt is not None:
-            self._routers[SEARCH].unbuilt(unbuilt)
         for watch in self._watches.values():
             watch.start()
         await self._watchdog.start()
@@ -309,12 +305,14 @@ class DataLayer:
         answers in its place; one shard that is down does, too: the others' users are served; so does the store of presence
         and typing: who asks is told that it is unknown; and an index: all but search is served.
         """
-        deadline = Deadline(self.clock, 2.0)
+        deadline = Deadline(self.clock, HEALTH_S)
         serving = self._serving
         stores = {r.routing.authority.backend: self.backends[r.routing.authority.backend] for r in serving.values()}
         shards = {name: sorted(b.members) if isinstance(b, ShardedBackend) else [name] for name, b in stores.items()}
         used = sorted({member for members in shards.values() for member in members})
-        answers = await asyncio.gather(*(self._ping(name, deadline) for name in used))
+        projections, *answers = await asyncio.gather(
+            self._projections(deadline), *(self._ping(name, deadline) for name in used)
+        )
         backends = dict(zip(used, answers, strict=True))
         domains = {
             name: {"phase": str(r.routing.phase), "epoch": r.routing.epoch, "backend": r.routing.authority.backend}
@@ -329,15 +327,16 @@ class DataLayer:
             "domains": domains,
             "backends": backends,
             "replicas": self.replicas(),
-            "projections": await self._projections(),
+            "projections": projections,
         }
 
-    async def _projections(self) -> dict[str, Any]:
+    async def _projections(self, deadline: Deadline) -> dict[str, Any]:
         """How far each is behind; the reason where that is not known."""
-        found = {"listings": await _told(self.projector.lag())}
+        lags: dict[str, Awaitable[Lag | IndexLag | None]] = {"listings": self.projector.lag()}
         if self._routers[SEARCH].serves:
-            found[SEARCH] = await _told(self.indexer.lag())
-        return found
+            lags[SEARCH] = self.indexer.lag()
+        answers = await asyncio.gather(*(_told(lag, deadline) for lag in lags.values()))
+        return dict(zip(lags, answers, strict=True))
 
     def replicas(self) -> dict[str, list[dict[str, Any]]]:
         """What is known of read replicas, by backend: of each its name, ok, lag_s (at most), lag_bytes, in_use, reads,
@@ -370,10 +369,13 @@ class DataLayer:
             router.disown()
 
 
-async def _told(lag: Awaitable[Lag | IndexLag | None]) -> dict[str, Any]:
+async def _told(lag: Awaitable[Lag | IndexLag | None], deadline: Deadline) -> dict[str, Any]:
     """A lag as plain values."""
     try:
-        found = await lag
+        async with asyncio.timeout(deadline.remaining()):
+            found = await lag
+    except TimeoutError:
+        return {"behind": None, "oldest_s": None, "reason": "a store of it does not answer in time"}
     except DatalayerError as error:
         return {"behind": None, "oldest_s": None, "reason": error.message}
     return (
@@ -506,7 +508,7 @@ async def claim_first_places(settings: Settings, places: Places, *, build_index:
         unplaced[SEARCH] = firstindex.NOT_BUILT
     elif index is not None:
         await _claim(places, SEARCH, index, deployment)
-        await firstindex.place_index(places, index)
+        await firstindex.place_index(places, index, placed=first.keys())
         await places.control.ensure_routes({SEARCH: index})
     return unplaced
 

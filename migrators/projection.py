@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from datalayer.control.base import QuarantineRow
 from datalayer.domains.movement import Movement, movement_of
 from datalayer.errors import (
     DatalayerError,
@@ -48,6 +49,8 @@ from datalayer.routing.route import Phase
 from datalayer.stores.base import Entry, MetaRow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datalayer.control.base import Migration
     from datalayer.migrators.verify import Verdict
     from datalayer.migrators.work import Work
@@ -61,6 +64,7 @@ INTENTS_MAX: Final = 100_000
 INTENTS_BATCH: Final = 500
 CATCH_UP_ENTRIES: Final = 200
 CATCH_UP_ROUNDS: Final = 100_000
+QUARANTINED_MAX: Final = 1_000
 
 
 class Act(StrEnum):
@@ -182,6 +186,7 @@ async def catch_up(work: Work) -> str:
         done += brought
         if brought <= CATCH_UP_ENTRIES:
             break
+    await _note_refused(work, writer)
     await work.places.store(SEARCH, index).refresh()
     if work.routing.phase is Phase.DUAL:
         await work.add_milestones("backfilled")
@@ -207,17 +212,24 @@ async def verify(work: Work) -> str:
 async def run_verification(work: Work) -> Verdict:
     """One pass over the sources and the other index; its verdict is kept with the migration."""
     began = work.clock.monotonic()
-    index, source = _mirror(work), Documents(work.places)
-    total = 2 * await source.estimate()
+    total = 2 * await Documents(work.places).estimate()
 
     def progress(rows: int) -> None:
         seconds = max(work.clock.monotonic() - began, 1e-9)
         work.reporter.progress("verify", rows, max(total, rows), rows / seconds)
 
     await work.places.indexes.fresh()
-    verifier = Verifier(
+    verdict = await _verifier(work, progress).run(work.options.workers)
+    document = {**verdict.document(), "authority": work.routing.authority.backend}
+    await work.control.put_document(work.migration.id, VERDICT, document)
+    return verdict
+
+
+def _verifier(work: Work, progress: Callable[[int], None] = lambda _: None) -> Verifier:
+    index = _mirror(work)
+    return Verifier(
         SEARCH,
-        cast("Port", source),
+        cast("Port", Documents(work.places)),
         work.places.store(SEARCH, index),
         cast("Journal", Behind(IndexWriter(work.places, index))),
         control=work.control,
@@ -228,10 +240,6 @@ async def run_verification(work: Work) -> Verdict:
         progress=progress,
         mode=work.options.verify,
     )
-    verdict = await verifier.run(work.options.workers)
-    document = {**verdict.document(), "authority": work.routing.authority.backend}
-    await work.control.put_document(work.migration.id, VERDICT, document)
-    return verdict
 
 
 async def publish_other(work: Work) -> str:
@@ -324,25 +332,43 @@ async def verify_now(work: Work) -> dict[str, Any]:
 
 
 async def repair(work: Work) -> dict[str, Any]:
-    """Have what the last comparison found missing, old or too much brought again; then compare again."""
+    """Have what the last comparison found, and what the index could not take, brought again where it still differs; then
+    compare again. A message that has come since is left alone.
+    """
     index = _mirror(work)
     verdict = await work.control.document(work.migration.id, VERDICT) or {}
+    rows = await work.control.quarantined(work.migration.id, QUARANTINED_MAX)
+    told = [(item["kind"], bytes.fromhex(item["key"])) for item in verdict.get("differences", ())]
+    await work.places.indexes.fresh()
+    keys = dict.fromkeys([*told, *((row.kind, row.key) for row in rows)])
+    differences, _ = await _verifier(work).judge(list(keys))
     now = work.clock.now_us()
     entries: dict[str, list[Entry]] = {}
-    for item in verdict.get("differences", ()):
-        domain, kind = SOURCE_KINDS[item["kind"]]
-        gone = item["what"] == "ghost"
-        version = max((item["mirror_version"] or 0) + 2, now) if gone else item["authority_version"]
-        entries.setdefault(domain, []).append(Entry(kind, bytes.fromhex(item["key"]), version, gone))
+    for item in differences:
+        domain, kind = SOURCE_KINDS[item.kind]
+        gone = item.what == "ghost"
+        version = max((item.mirror_version or 0) + 2, now) if gone else item.authority_version or now
+        entries.setdefault(domain, []).append(Entry(kind, bytes.fromhex(item.key), version, gone))
     writer = IndexWriter(work.places, index)
     for domain, mine in entries.items():
         leaf = work.places.indexes.leaves(domain)[0]
         await work.places.indexes.outbox(leaf, index).enter(mine)
     while await _bring(work.places, writer):
         pass
-    left = await work.control.quarantined(work.migration.id, 1000)
+    mended = [(row.kind, row.key) for row in rows if (row.kind, row.key) not in writer.refused]
+    await work.control.release_quarantine(work.migration.id, mended)
+    await _note_refused(work, writer)
+    left = await work.control.quarantined(work.migration.id, QUARANTINED_MAX)
     again = await run_verification(work)
-    return {"repaired": sum(map(len, entries.values())), "quarantined": len(left), **again.document()}
+    return {"repaired": len(differences), "quarantined": len(left), **again.document()}
+
+
+async def _note_refused(work: Work, writer: IndexWriter) -> None:
+    """What the index cannot take is named with the migration: no comparison is clean before it is mended."""
+    now = work.clock.now_us()
+    rows = [QuarantineRow(kind, key, version, why, now) for (kind, key), (version, why) in writer.refused.items()]
+    if rows:
+        await work.control.quarantine(work.migration.id, rows)
 
 
 async def backlog(places: Places, migration: Migration, routing: Routing) -> int | None:

@@ -27,7 +27,7 @@ from datalayer.importing.users import ALIKE, NameList, import_users
 from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -104,6 +104,7 @@ class RecordImporter(FileImporter[Record]):
         self._shapes = shapes_of(domain)
         self._body_max = layer.settings.limits.body_max_bytes
         self._port: Port | None = None
+        self._put: Callable[[Sequence[Record]], Awaitable[None]] | None = None
         self._digest = 0
         self._file: ExportedLines | None = None
 
@@ -152,6 +153,7 @@ class RecordImporter(FileImporter[Record]):
                 )
             if router.routing == routings[self._domain]:
                 self._port = router.route.authority
+                self._put = places.putter(router.routing)
                 return
             if self._clock.monotonic() >= until:
                 raise PreconditionFailed(f"this process does not hear where {self._domain} is served from")
@@ -191,8 +193,9 @@ class RecordImporter(FileImporter[Record]):
     async def _apply(self, records: Sequence[Record], at: int) -> dict[Key, str]:
         if not records:
             return {}
+        assert self._put is not None, "the store is taken under the lease"
         try:
-            await self._persist(partial(self._store_port.apply, records), at)
+            await self._persist(partial(self._put, records), at)
         except Quarantine as error:
             return dict(error.rejected)
         return {}

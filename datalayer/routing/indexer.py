@@ -5,8 +5,8 @@ index was given. Every step may be done twice, late and in any order, because an
 else. One process of the fleet at a time does it for each index, under a lease: for economy, not for correctness.
 
 An entry may be ahead of what can be read: a store without transactions is told before it is written, and a process may
-not know yet that the data has moved. It stays until a record of that version is read; only the entry itself says that a
-row is gone for good.
+not know yet that the data has moved. It stays until a record of that version is read, or until it has waited for longer
+than any hint; only the entry itself says that a row is gone for good, and no record that lives.
 
 Errors are counted and what failed is left for the next round (the one place of this component that swallows them).
 """
@@ -17,12 +17,12 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from datalayer.domains.registry import DOMAINS
 from datalayer.domains.search import document_of
 from datalayer.domains.users import home_region
-from datalayer.errors import Closed, DatalayerError, LostLease, Quarantine, StaleRoute
+from datalayer.errors import Closed, DatalayerError, LostLease, Quarantine, StaleRoute, Unavailable
 from datalayer.routing.indexes import SEARCH
 from datalayer.stores.base import Entry
 
@@ -49,7 +49,15 @@ FAILED_S: Final = 0.3
 LOOK_S: Final = 0.25
 SWEEP_S: Final = 30.0
 LAG_MAX: Final = 10_001
-STUCK_MAX: Final = 10_000
+LAG_KEPT_S: Final = 1.0
+AGAIN: Final = 100
+"""So many of those that are stuck are looked at beside new ones."""
+YOUNG_US: Final = 60_000_000
+REFUSED_MAX: Final = 1_000
+WATCHED_S: Final = 60.0
+NEVER_CAME_US: Final = 4 * 3600 * 1_000_000
+"""An entry that is older than this and still ahead of its record is of a write that never came: longer than any hint of
+Cassandra is kept (max_hint_window, 3 h by default)."""
 
 
 def indexer_lease(index: Place) -> str:
@@ -65,39 +73,87 @@ class IndexLag:
     oldest_s: float
 
 
+class Stuck(NamedTuple):
+    """An entry that could not be brought: its version, and when this process met it."""
+
+    version: int
+    met: float
+
+
+def _new(entry: Entry, stuck: Mapping[Key, Stuck]) -> bool:
+    """Whether an entry was not looked at yet."""
+    return entry.ident not in stuck or stuck[entry.ident].version != entry.version
+
+
 class IndexWriter:
     """One index, and all that it follows."""
 
     def __init__(self, places: Places, index: Place) -> None:
         self.index = index
         self._places = places
-        self._stuck: dict[Leaf, dict[Key, int]] = {}
-        """Versions that the index cannot take, or that cannot be read yet: they keep no others from being brought."""
+        self._stuck: dict[Leaf, dict[Key, Stuck]] = {}
+        """Versions that the index cannot take, or that cannot be read yet, those that were looked at longest ago first: they
+        keep no others from being brought."""
+        self.refused: dict[Key, tuple[int, str]] = {}
+        """Versions of documents that the index could not take, and why: at most REFUSED_MAX."""
 
     async def bring(self, leaf: Leaf, limit: int = BATCH) -> int:
-        """One round over one place; how many entries were settled. Raises what a store raises; repeating is harmless."""
+        """One round over one place; how many entries were met for the first time, or settled.
+
+        Raises what a store raises; repeating is harmless.
+        """
         await self._places.ensure_open(leaf.place)
         outbox = self._places.indexes.outbox(leaf, self.index)
         stuck = self._stuck.setdefault(leaf, {})
-        found = await outbox.pending(limit + len(stuck))
-        fresh = [entry for entry in found if stuck.get(entry.ident) != entry.version]
-        # Those that are stuck are looked at when nothing else is to be done.
-        entries = fresh[:limit] or found[:limit]
+        asked = limit + len(stuck)
+        found = {entry.ident: entry for entry in await outbox.pending(asked)}
+        if len(found) < asked:
+            for key in [key for key in stuck if key not in found]:
+                del stuck[key]
+        fresh = [entry for entry in found.values() if _new(entry, stuck)][:limit]
+        entries = fresh + self._again(stuck, found, limit if not fresh else AGAIN)
         if not entries:
-            stuck.clear()
             return 0
         done = await self._bring(leaf, entries)
         await outbox.settle(done)
         for entry in entries:
-            stuck[entry.ident] = entry.version
+            known = stuck.pop(entry.ident, None)  # and to the end: the others' turn comes first
+            same = known is not None and known.version == entry.version
+            stuck[entry.ident] = known if known and same else Stuck(entry.version, self._places.clock.monotonic())
         for entry in done:
-            stuck.pop(entry.ident, None)
-        if len(stuck) > STUCK_MAX:
-            stuck.clear()
-        return len(done)
+            if entry.version >= found[entry.ident].version:
+                stuck.pop(entry.ident, None)
+        return len({entry.ident for entry in (*fresh, *done)})
+
+    def _again(self, stuck: Mapping[Key, Stuck], found: Mapping[Key, Entry], number: int) -> list[Entry]:
+        """Some of those that are stuck: first the young ones, whose writes are under way, then the others in turn."""
+        waiting = [found[key] for key in stuck if key in found and not _new(found[key], stuck)]
+        young = self._places.clock.now_us() - YOUNG_US
+        return sorted(waiting, key=lambda entry: entry.since < young)[:number]
 
     async def _bring(self, leaf: Leaf, entries: Sequence[Entry]) -> list[Entry]:
-        """What of the entries the index holds now."""
+        """What of the entries the index holds now, or will never hold."""
+        done, ahead = await self._bring_read(leaf, entries)
+        if not ahead:
+            return done
+        left = await self._left_behind(leaf, ahead) if leaf.domain == "users" else []
+        late = self._never_came(leaf, ahead)
+        if not late:
+            return done + left
+        # By now its write has come where the domain lies, if it ever came: read there again, by the newest routing.
+        await self._places.indexes.fresh()
+        more, never = await self._bring_read(leaf, late)
+        return done + left + more + never
+
+    def _never_came(self, leaf: Leaf, ahead: Sequence[Entry]) -> list[Entry]:
+        """Those that wait for longer than any hint, and for a while before this process's eyes: a clock may be wrong."""
+        clock, stuck = self._places.clock, self._stuck.get(leaf, {})
+        old, watched = clock.now_us() - NEVER_CAME_US, clock.monotonic() - WATCHED_S
+        known = [entry for entry in ahead if not _new(entry, stuck) and stuck[entry.ident].met <= watched]
+        return [entry for entry in known if 0 < entry.since < old]
+
+    async def _bring_read(self, leaf: Leaf, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+        """(what the index was given, those entries that are ahead of what can be read)."""
         authority = self._places.routing_of(leaf.domain).authority
         await self._places.ensure_open(authority)
         records = await self._places.store(leaf.domain, authority).fetch([entry.ident for entry in entries])
@@ -106,7 +162,7 @@ class IndexWriter:
         ahead: list[Entry] = []
         for entry in entries:
             record = records.get(entry.ident)
-            if entry.gone and (record is None or record.version < entry.version):
+            if entry.gone and (record is None or (record.deleted and record.version < entry.version)):
                 record = DOMAINS[leaf.domain].tombstone(entry.kind, entry.key, entry.version)
             if record is None:
                 ahead.append(entry)
@@ -118,8 +174,12 @@ class IndexWriter:
             if record.version < entry.version:
                 ahead.append(entry)
         refused = await self._apply(documents)
-        left = await self._left_behind(leaf, ahead) if ahead and leaf.domain == "users" else []
-        return [entry for entry, document in zip(done, documents, strict=True) if document.ident not in refused] + left
+        given = [entry for entry, document in zip(done, documents, strict=True) if document.ident not in refused]
+        for document in documents:
+            self.refused.pop(document.ident, None)
+            if document.ident in refused and len(self.refused) < REFUSED_MAX:
+                self.refused[document.ident] = (document.version, refused[document.ident])
+        return given, ahead
 
     async def _apply(self, documents: list[Record]) -> Mapping[Key, str]:
         if documents:
@@ -165,6 +225,8 @@ class Indexer:
         self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._keeping: dict[Place, asyncio.Task[None]] = {}
+        self._asked: tuple[float, asyncio.Task[IndexLag]] | None = None
+        """The last look at the lag, and when it began: one at a time, however many ask, and however long it takes."""
         self.errors = 0
 
     def start(self) -> None:
@@ -174,16 +236,23 @@ class Indexer:
     async def stop(self) -> None:
         """Follow no more; another process takes over. Idempotent."""
         self._stopped.set()
-        tasks = [task for task in (self._task, *self._keeping.values()) if task is not None]
+        asked = None if self._asked is None else self._asked[1]
+        tasks = [task for task in (self._task, asked, *self._keeping.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._task, self._keeping = None, {}
+        self._task, self._asked, self._keeping = None, None, {}
 
     async def lag(self) -> IndexLag | None:
         """How far the index that is asked now is behind; None where there is none."""
         known = self._places.indexes.known()
-        return await IndexWriter(self._places, known[0]).lag() if known else None
+        if not known:
+            return None
+        now = self._places.clock.monotonic()
+        if self._asked is None or (self._asked[1].done() and now - self._asked[0] >= LAG_KEPT_S):
+            looking = IndexWriter(self._places, known[0]).lag()
+            self._asked = (now, asyncio.create_task(looking, name="datalayer-indexer-lag"))
+        return await asyncio.shield(self._asked[1])
 
     async def _run(self) -> None:
         swept_at = self._places.clock.monotonic()
@@ -281,9 +350,10 @@ async def sweep(places: Places, known: Sequence[Place]) -> int:
     """Take off the outboxes of indexes that are given up: a coordinator that was overtaken may have left some."""
     standing: list[tuple[Any, int]] = []
     for leaf in places.indexes.leaves():
-        await places.ensure_open(leaf.place)
-        store = places.store(*leaf)
-        standing += [(store, number) for number in await store.outboxes()]
+        with contextlib.suppress(Unavailable):
+            await places.ensure_open(leaf.place)
+            store = places.store(*leaf)
+            standing += [(store, number) for number in await store.outboxes()]
     dead = [one for one in standing if one[1] not in {index.attempt for index in known}]
     if dead:
         # Asked after they were seen: whoever puts one on has entered its migration before.

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from datalayer.domains.movement import INDEXED
-from datalayer.errors import StaleRoute
+from datalayer.errors import StaleRoute, Unavailable
 from datalayer.routing.shards import base_domain
 from datalayer.stores.base import Entry
 from datalayer.stores.sharded import ShardedBackend
@@ -103,8 +103,9 @@ class Indexes:
     async def leave(self, index: Place) -> None:
         """An index is given up: its outboxes go, at every place that can be reached; the sweep gets the others."""
         for leaf in self.leaves():
-            await self._places.ensure_open(leaf.place)
-            await self.outbox(leaf, index).remove()
+            with suppress(Unavailable):
+                await self._places.ensure_open(leaf.place)
+                await self.outbox(leaf, index).remove()
 
     async def hand_over(self, leaf: Leaf, heir: Leaf) -> int:
         """What indexes have not taken in from a place that nobody writes to any more is entered at another; how much.
@@ -118,7 +119,7 @@ class Indexes:
         for number in await store.outboxes():
             mine, theirs = store.outbox(number), other.outbox(number)
             for _ in range(HAND_OVER_ROUNDS if number in live else 0):
-                entries = await mine.pending(HAND_OVER_BATCH)
+                entries = await mine.pending(HAND_OVER_BATCH, every=True)
                 if not entries:
                     break
                 await theirs.enter(entries)

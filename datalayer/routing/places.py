@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from datalayer.domains.movement import INDEXED, Movement, movement_of
@@ -22,7 +23,7 @@ from datalayer.routing.together import each
 from datalayer.stores.sharded import ShardedBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from datalayer.clock import Clock, Deadline
     from datalayer.control.base import Control
@@ -233,6 +234,15 @@ class Places:
             journal_first=routing.reads_journal_first,
             last_writer=last_writer,
         )
+
+    def putter(self, routing: Routing) -> Callable[[Sequence[Record]], Awaitable[None]]:
+        """How records are stored at rest as they are, by no mutation: indexes hear of them as of any other write."""
+        store = self.store(routing.domain, routing.authority)
+        entering = self._entering(routing.domain, routing.authority)
+        if entering is not None and self.backend(routing.authority).authority_class == "last_writer":
+            return partial(entering.write, store)
+        put: Callable[[Sequence[Record]], Awaitable[None]] = store.apply
+        return put
 
     def _mirror_without_guard(self, routing: Routing) -> Any:
         """The mirror's store, None at rest and until its backend has answered once."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final
 from datalayer.control.base import LEASE_RENEW_S, coordinator_lease
 from datalayer.domains.movement import OPTIONAL, Movement, movement_of
 from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch, Unavailable
+from datalayer.routing.firstindex import unbuilt_index
 from datalayer.routing.flip import finish_flip, write_roles
+from datalayer.routing.indexes import SEARCH
 from datalayer.routing.regionrecord import check_routing
 from datalayer.routing.replay import Replayer
 from datalayer.routing.route import LEASE_BINDS
@@ -194,6 +196,8 @@ class Watchdog:
                 continue
             if router.serves and router.route.eager is not None:
                 retired.append(router.route.eager)
+            if domain == SEARCH and not router.serves and await unbuilt_index(self._control, routing.authority):
+                router.unbuilt(routing.authority)
             router.adopt(self._places.compile(routing))
         self._news = news
         return retired

@@ -213,12 +213,14 @@ class Entry(NamedTuple):
     """A key that an index may be behind on: it is in step once it holds this version of the key, or a later one.
 
     ``gone``: another program removed the row without a tombstone; the version is that of the tombstone due.
+    ``since``: when it was entered, in microseconds - where triggers write the outbox, when its key was entered first.
     """
 
     kind: str
     key: bytes
     version: int
     gone: bool = False
+    since: int = 0
 
     @property
     def ident(self) -> Key:
@@ -247,11 +249,14 @@ class Outbox(Protocol):
         ...
 
     async def enter(self, entries: Sequence[Entry]) -> None:
-        """Enter keys; of two versions of a key the later one stays."""
+        """Enter keys; of two versions of a key the later one stays. ``since`` is kept; 0 is now."""
         ...
 
-    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Entry]:
-        """At most ``limit`` entries, those that wait longest first; ``part`` = (i, n) spreads keys over n by hash."""
+    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1), every: bool = False) -> list[Entry]:
+        """At most ``limit`` entries, those that wait longest first; ``part`` = (i, n) spreads keys over n by hash.
+
+        ``every``: look everywhere; otherwise what came very late may be found later.
+        """
         ...
 
     async def settle(self, entries: Sequence[Entry]) -> None:

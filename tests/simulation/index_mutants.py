@@ -113,6 +113,11 @@ def entered_after_the_write(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Entering, "write", after)
 
 
+def ahead_taken_for_never(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(indexer, "NEVER_CAME_US", 0)
+    patch.setattr(indexer, "WATCHED_S", 0.0)
+
+
 def intents_brought_without_entries(patch: pytest.MonkeyPatch) -> None:
     async def plain(self: Entering, store: Any, records: Sequence[Record]) -> None:
         await store.apply(records)
@@ -145,6 +150,7 @@ INDEX_MUTANTS = [
     IndexMutant("deletes are not brought", deletes_are_not_brought),
     IndexMutant("absent taken for gone", absent_taken_for_gone),
     IndexMutant("entered after the write", entered_after_the_write, BACK),
+    IndexMutant("a write under way taken for one that never comes", ahead_taken_for_never, BACK),
     IndexMutant("intents brought without entries", intents_brought_without_entries, OUT),
     IndexMutant("filled before the writers know it", index_filled_before_writers_know_it, BACK),
     IndexMutant("the wrong index stops following", wrong_index_stops_following),

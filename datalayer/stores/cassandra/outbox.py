@@ -2,13 +2,15 @@
 
 A write is entered before it is sent, at the write quorum: so an acknowledged record has its entry, whoever dies when, and a
 batch over two tables (which the server logs on two more nodes, and refuses beyond 50 KiB) is not needed. An entry may then
-name a version that never comes; its reader leaves it until it has waited for longer than any hint.
+name a version that never comes; its reader clears it when it has waited for longer than any hint (routing/indexer.py).
 
 Entries carry their version as their timestamp, and are removed by a delete with the timestamp of what the index holds: it
 takes what is older with it, a late hint of it included, and leaves what is newer alone.
 
-A reader looks at the newest buckets each time. A bucket that was found empty is marked as drained, and looked at again at
-growing intervals until it is older than the hint window: a writer that stood still may come late. Then its row goes.
+A reader looks at the newest buckets each time. A bucket that was found empty is marked as drained, and looked at when a reader
+first meets it and then at growing intervals, until it is older than the hint window: then its row goes. Whoever finds an entry
+there takes the mark off again. A writer that stood still enters again, in a bucket that every reader looks at. Buckets are
+those of the cluster's clock: a machine whose own is wrong by hours would write where nobody looks, or close what is in use.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from datalayer.errors import StaleRoute
+from datalayer.errors import StaleRoute, Unavailable
 from datalayer.stores.base import Entry
 from datalayer.stores.cassandra.binding import bound
 from datalayer.stores.cassandra.cells import pack_bigint, pack_int
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from datalayer.clock import Clock
     from datalayer.domains.record import Key
@@ -35,6 +37,8 @@ SHARDS: Final = 8
 HINT_WINDOW_US: Final = 4 * 3600 * 1_000_000
 """Longer than max_hint_window (3 h by default)."""
 AT_ONCE: Final = 32
+BUCKETS_AT_ONCE: Final = 4
+ENTER_TRIES: Final = 3
 KNOWN_MAX: Final = 1_000
 REMEMBERED_MAX: Final = 100_000
 _PREFIX: Final = "datalayer_outbox_"
@@ -54,6 +58,7 @@ _CQL: Final = {
     "drained": "UPDATE {table}_buckets SET drained = true WHERE part = 0 AND bucket = ?",
     "close": "DELETE FROM {table}_buckets USING TIMESTAMP 1 WHERE part = 0 AND bucket = ?",
     "close_mark": "DELETE drained FROM {table}_buckets WHERE part = 0 AND bucket = ?",
+    "time": "SELECT toUnixTimestamp(now()) FROM system.local",
     "buckets": "SELECT bucket, drained FROM {table}_buckets WHERE part = 0",
     "enter": "INSERT INTO {table} (bucket, shard, conversation_id, id, version, gone, since) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "USING TIMESTAMP ?",
@@ -80,8 +85,12 @@ class CassandraOutbox:
         self._statements: dict[str, Any] | None = None
         self._opened: dict[int, None] = {}
         self._met: dict[bytes, set[int]] = {}
+        self._drained: set[int] = set()
         self._due: dict[int, int] = {}
-        """When a drained bucket is looked at again."""
+        """When a drained bucket is looked at again; one that was not met before, now."""
+        self._ahead_us: int | None = None
+        """How much the cluster's clock is ahead of this machine's."""
+        self._asked_us = 0
 
     # --- making and removing it ---------------------------------------------------------------------------------------------
 
@@ -103,30 +112,41 @@ class CassandraOutbox:
     # --- writers ------------------------------------------------------------------------------------------------------------
 
     async def enter(self, entries: Sequence[Entry]) -> None:
-        now = self._clock.now_us()
+        for _ in range(ENTER_TRIES if entries else 0):
+            bucket = await self._enter_now(entries)
+            if await self._now_us() < (bucket + OPEN_BUCKETS - 1) * BUCKET_US:
+                return
+        if entries:
+            raise Unavailable(f"{self._session.where}: entries of a search index take longer than their bucket is open")
+
+    async def _enter_now(self, entries: Sequence[Entry]) -> int:
+        """Enter in the present bucket; which it is."""
+        now = await self._now_us()
         bucket = now // BUCKET_US
-        if entries and bucket not in self._opened:
+        if bucket not in self._opened:
             await self._run("open", (pack_int(bucket),), write=True)
             self._opened[bucket] = None
             while len(self._opened) > KNOWN_MAX:
                 del self._opened[next(iter(self._opened))]
-        await self._each(self._enter(entry, bucket, now) for entry in entries)
+        await self._each(self._enter(entry, bucket, entry.since or now) for entry in entries)
+        return bucket
 
-    async def _enter(self, entry: Entry, bucket: int, now: int) -> None:
+    async def _enter(self, entry: Entry, bucket: int, since: int) -> None:
         place, ids = _position(bucket, entry.key)
         version = pack_bigint(entry.version)
         gone = b"\x01" if entry.gone else b"\x00"
-        await self._run("enter", (*place, *ids, version, gone, pack_bigint(now), version), place, write=True)
+        await self._run("enter", (*place, *ids, version, gone, pack_bigint(since), version), place, write=True)
         self._remember(entry.key, bucket)
 
     # --- the reader ---------------------------------------------------------------------------------------------------------
 
-    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Entry]:
+    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1), every: bool = False) -> list[Entry]:
         number, of = part
         found: dict[Key, _Waiting] = {}
-        for bucket in await self._to_read():
-            waiting = [one for one in await self._read(bucket, limit) if one.entry.key[-1] % of == number]
+        async for waiting in self._walk(await self._to_read(every=every), limit):
             for one in waiting:
+                if one.entry.key[-1] % of != number:
+                    continue
                 known = found.get(one.entry.ident)
                 if known is None or known.entry.version < one.entry.version:
                     found[one.entry.ident] = one if known is None else _Waiting(known.since, one.entry)
@@ -144,22 +164,30 @@ class CassandraOutbox:
         await self._run("settle", (pack_bigint(entry.version), *place, *ids), place, write=True)
 
     async def holds(self, keys: Sequence[Key]) -> bool:
-        buckets = [bucket for bucket, drained in await self._buckets() if not drained]
         found: list[bool] = []
+        shards = {key[-1] % SHARDS for _, key in keys}
 
         async def look(bucket: int, key: bytes) -> None:
             place, ids = _position(bucket, key)
             found.append(bool(await self._run("find", (*place, *ids), place)))
 
-        await self._each(look(bucket, key) for bucket in buckets for _, key in keys)
+        async def late(bucket: int, shard: int) -> None:
+            place = (pack_int(bucket), pack_int(shard))
+            if await self._run("read", (*place, pack_int(1)), place):
+                for key in (key for _, key in keys if key[-1] % SHARDS == shard):
+                    await look(bucket, key)
+
+        buckets = await self._buckets()
+        await self._each(look(bucket, key) for bucket, drained in buckets if not drained for _, key in keys)
+        if not any(found):
+            await self._each(late(bucket, shard) for bucket, drained in buckets if drained for shard in shards)
         return any(found)
 
     async def lag(self, limit: int) -> tuple[int, int | None]:
         waiting: dict[Key, int] = {}
-        for bucket, drained in await self._buckets():
-            if not drained:
-                for one in await self._read(bucket, limit, mark=False):
-                    waiting[one.entry.ident] = min(one.since, waiting.get(one.entry.ident, one.since))
+        async for found in self._walk(await self._to_read(), limit, mark=False):
+            for one in found:
+                waiting[one.entry.ident] = min(one.since, waiting.get(one.entry.ident, one.since))
             if len(waiting) >= limit:
                 break
         return min(len(waiting), limit), min(waiting.values(), default=None)
@@ -168,21 +196,27 @@ class CassandraOutbox:
 
     async def _buckets(self) -> list[tuple[int, bool]]:
         """(bucket, whether it was found drained), oldest first."""
-        return [(bucket, bool(drained)) for bucket, drained in await self._run("buckets", ())]
+        found = [(bucket, bool(drained)) for bucket, drained in await self._run("buckets", ())]
+        self._drained = {bucket for bucket, drained in found if drained}
+        return found
 
-    async def _to_read(self) -> list[int]:
-        now = self._clock.now_us()
-        chosen = []
-        for bucket, drained in await self._buckets():
-            age = now - bucket * BUCKET_US
-            if drained and age > OPEN_BUCKETS * BUCKET_US:
-                if now < self._due.setdefault(bucket, now + age // 2):
-                    continue
-                self._due[bucket] = now + age // 2
-            chosen.append(bucket)
-        return chosen
+    async def _to_read(self, *, every: bool = False) -> list[int]:
+        now = await self._now_us()
+        old = now - OPEN_BUCKETS * BUCKET_US
+        return [
+            bucket
+            for bucket, drained in await self._buckets()
+            if every or not drained or bucket * BUCKET_US >= old or now >= self._due.get(bucket, 0)
+        ]
 
-    async def _read(self, bucket: int, limit: int, *, mark: bool = True) -> list[_Waiting]:
+    async def _walk(self, buckets: Sequence[int], limit: int, *, mark: bool = True) -> AsyncIterator[list[_Waiting]]:
+        """What waits in these buckets, some of them at a time."""
+        for at in range(0, len(buckets), BUCKETS_AT_ONCE):
+            some = buckets[at : at + BUCKETS_AT_ONCE]
+            found = await asyncio.gather(*(self._read(bucket, limit, mark=mark) for bucket in some))
+            yield [one for waiting in found for one in waiting]
+
+    async def _read(self, bucket: int, limit: int, *, mark: bool) -> list[_Waiting]:
         waiting: list[_Waiting] = []
 
         async def read(shard: int) -> None:
@@ -190,22 +224,38 @@ class CassandraOutbox:
             for conversation, id, version, gone, since in await self._run("read", (*place, pack_int(limit)), place):
                 key = conversation.bytes + id.bytes
                 if version is not None:
-                    waiting.append(_Waiting(since, Entry("message", key, version, bool(gone))))
+                    waiting.append(_Waiting(since, Entry("message", key, version, bool(gone), since)))
                     self._remember(key, bucket)
 
         await self._each(read(shard) for shard in range(SHARDS))
-        age = self._clock.now_us() - bucket * BUCKET_US
-        if mark and not waiting and age > OPEN_BUCKETS * BUCKET_US:
-            await self._found_empty(bucket, age)
+        now = await self._now_us()
+        age = now - bucket * BUCKET_US
+        if waiting:
+            self._due.pop(bucket, None)
+            if bucket in self._drained:
+                await self._run("close_mark", (pack_int(bucket),), write=True)
+        elif age > OPEN_BUCKETS * BUCKET_US:
+            self._due[bucket] = now + age // 2
+            if mark:
+                await self._found_empty(bucket, age)
         return waiting
 
     async def _found_empty(self, bucket: int, age: int) -> None:
         if age <= HINT_WINDOW_US:
-            await self._run("drained", (pack_int(bucket),), write=True)
+            if bucket not in self._drained:
+                await self._run("drained", (pack_int(bucket),), write=True)
             return
         await self._run("close_mark", (pack_int(bucket),), write=True)
         await self._run("close", (pack_int(bucket),), write=True)
         self._due.pop(bucket, None)
+
+    async def _now_us(self) -> int:
+        """The cluster's clock: asked once in a bucket's time, and carried on by this machine's."""
+        own = self._clock.now_us()
+        if self._ahead_us is None or not 0 <= own - self._asked_us < BUCKET_US:
+            ((now_ms,),) = await self._run("time", ())
+            self._ahead_us, self._asked_us = now_ms * 1_000 - own, own
+        return own + self._ahead_us
 
     # --- parts --------------------------------------------------------------------------------------------------------------
 

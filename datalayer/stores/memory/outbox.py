@@ -34,8 +34,9 @@ class Following:
     def note(self, entry: Entry, now_us: int) -> None:
         """Enter what was written."""
         if entry.kind in self._kinds:
-            self.entries[entry.ident] = entry
-            self.since.setdefault(entry.ident, now_us)
+            since = entry.since or now_us
+            self.entries[entry.ident] = entry._replace(since=since)
+            self.since.setdefault(entry.ident, since)
 
     def settle(self, entry: Entry) -> None:
         """Clear a key up to a version."""
@@ -79,7 +80,8 @@ class MemoryOutbox:
 
         await self._call("enter", effect)
 
-    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Entry]:
+    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1), every: bool = False) -> list[Entry]:
+        del every  # always
         number, of = part
 
         def effect() -> list[Entry]:
@@ -102,7 +104,7 @@ class MemoryOutbox:
     async def lag(self, limit: int) -> tuple[int, int | None]:
         def effect() -> tuple[int, int | None]:
             since = self._held().since
-            return min(len(since), limit), next(iter(since.values()), None)
+            return min(len(since), limit), min(since.values(), default=None)
 
         return await self._call("lag", effect, write=False)
 

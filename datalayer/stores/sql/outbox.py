@@ -37,15 +37,16 @@ class SqlOutbox:
     async def enter(self, entries: Sequence[Entry]) -> None:
         if entries:
             now = self._clock.now_us()
-            values = [(*entry, now) for entry in sorted(entries)]
+            values = [(*entry[:4], entry.since or now) for entry in sorted(entries)]
             async with self._db.transaction() as tx:
                 await tx.run_many(self._sql.enter, values)
 
-    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Entry]:
+    async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1), every: bool = False) -> list[Entry]:
+        del every  # always
         number, parts = part
         params = [parts, number, limit] if parts > 1 else [limit]
         rows = await self._db.fetch(self._sql.pending[parts > 1], params)
-        return [Entry(kind, bytes(key), version, bool(gone)) for kind, key, version, gone in rows]
+        return [Entry(kind, bytes(key), version, bool(gone), since) for kind, key, version, gone, since in rows]
 
     async def settle(self, entries: Sequence[Entry]) -> None:
         if entries:
@@ -84,8 +85,8 @@ class OutboxStatements:
         self.pending: dict[bool, str] = {}
         number, parts = (sa.bindparam(name, type_=sa.Integer) for name in ("number", "parts"))
         for parted in (False, True):
-            rows: sa.Select[Any] = sa.select(outbox.c.kind, outbox.c.key, outbox.c.version, outbox.c.gone)
-            rows = rows.order_by(outbox.c.since)
+            columns_of = (outbox.c[name] for name in columns)
+            rows: sa.Select[Any] = sa.select(*columns_of).order_by(outbox.c.since)
             rows = rows.where(last_byte(outbox.c.key) % parts == number) if parted else rows
             names = ["parts", "number"] if parted else []
             self.pending[parted] = statement(dialect, limited(dialect, rows), *names, "limit").sql

@@ -59,7 +59,7 @@ class SqliteOutbox(SqlOutbox):
 
     async def enter(self, entries: Sequence[Entry]) -> None:
         now = self._clock.now_us()
-        await self._many(self._sql.enter, [(*entry, now) for entry in entries])
+        await self._many(self._sql.enter, [(*entry[:4], entry.since or now) for entry in entries])
 
     async def settle(self, entries: Sequence[Entry]) -> None:
         await self._many(self._sql.settle, [(entry.kind, entry.key, entry.version) for entry in entries])

@@ -90,6 +90,17 @@ def newest_first(broken: BrokenStores) -> None:
     on_outbox(broken, "pending", make)
 
 
+@breaks(OutboxSuite, "test_an_entry_says_since_when_it_waits_and_takes_that_along")
+def what_is_handed_over_waits_anew(broken: BrokenStores) -> None:
+    def make(enter: Any) -> Any:
+        async def anew(entries: list[Entry]) -> None:
+            await enter([entry._replace(since=0) for entry in entries])
+
+        return anew
+
+    on_outbox(broken, "enter", make)
+
+
 @breaks(WrittenOutboxSuite, "test_each_index_has_an_outbox_of_its_own")
 def settling_settles_for_every_index(broken: BrokenStores) -> None:
     def make(settle: Any) -> Any:
