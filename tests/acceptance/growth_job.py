@@ -71,6 +71,8 @@ url = "{servers.cassandra().create_keyspace(name)}"
 url = "{servers.redis().create_database()}"
 [backends.cluster]
 url = "{servers.redis_cluster().url}"
+[backends.s3]
+url = "{servers.s3().create_bucket(name.replace("_", "-"))}"
 [backends.opensearch]
 url = "{servers.opensearch().url_of(name.replace("_", "-"))}"
 """
