@@ -69,9 +69,9 @@ class Watching:
             self._look_at(key, 0)
 
     async def changed(self) -> None:
-        """Wait until more users are watched."""
-        self._grown.clear()
+        """Wait until more users are watched; also by whoever came since the last call returned."""
         await self._grown.wait()
+        self._grown.clear()
 
     # --- watchers ----------------------------------------------------------------------------------------------------
 
@@ -93,6 +93,7 @@ class Watching:
             self._look_at(key, 0)
         self._grown.set()
         if not self._tasks:
+            self._deaf = True
             self._tasks = [
                 asyncio.create_task(self._look_forever(), name="datalayer-watch"),
                 asyncio.create_task(self._listen_forever(), name="datalayer-listen"),

@@ -43,7 +43,7 @@ class Ear(Protocol):
         ...
 
     async def changed(self) -> None:
-        """Return once ``keys`` has grown."""
+        """Return once ``keys`` has grown since the last call returned: what grows between two calls is not missed."""
         ...
 
 

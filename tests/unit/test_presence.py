@@ -12,6 +12,7 @@ from datalayer.control.memory_server import MemoryControlServer
 from datalayer.errors import InvalidArgument, Unavailable
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.repositories import watching
+from datalayer.repositories.watching import Watching, _Watcher
 from datalayer.settings import parse_settings
 from datalayer.stores.memory import MemoryBackend, MemoryServer
 from datalayer.stores.memory.soft import MemorySoft
@@ -263,3 +264,26 @@ async def test_one_subscription_serves_all_watchers_and_ends_with_the_last(layer
     for _ in range(100):
         await asyncio.sleep(0.001)
     assert table.ears == []
+
+
+async def test_who_is_watched_while_a_subscription_is_asked_for_is_asked_for_next(layer: DataLayer) -> None:
+    """A store that is slow to take a subscription: whoever enters meanwhile must not wait for the next one."""
+    watches = Watching(layer.router("presence"), layer.clock)  # type: ignore[arg-type]
+    watches._tasks = [asyncio.create_task(asyncio.sleep(0))]
+    watches._enter(_Watcher([ANN], {}))
+    async with asyncio.timeout(5):
+        await watches.changed()
+        watches._enter(_Watcher([BOB], {}))  # while what the call above has told of is asked for
+        await watches.changed()
+    assert set(watches.keys) == {ANN, BOB}
+
+
+async def test_after_the_last_watcher_the_next_one_polls_until_there_are_hints(layer: DataLayer) -> None:
+    watches = Watching(layer.router("presence"), layer.clock)  # type: ignore[arg-type]
+    first = _Watcher([ANN], {})
+    watches._enter(first)
+    watches.connected()
+    watches._leave(first)
+    watches._enter(_Watcher([BOB], {}))
+    assert watches._deaf
+    await watches.stop()

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from datalayer.clock import Deadline
 from datalayer.domains.soft import ITEMS_MAX, KEEP_US, LATE_US, Beat, Entry
-from datalayer.errors import DatalayerError, DeadlineExceeded, Overloaded, Unavailable
+from datalayer.errors import DatalayerError, DeadlineExceeded, OutcomeUnknown, Overloaded, Unavailable
 from datalayer.stores.redis import faults
 from datalayer.stores.redis.scripts import Script, command
 from datalayer.stores.redis.target import Address
@@ -266,7 +266,11 @@ class _Lane:
         self._waiting.append((call, sent, deadline))
         if self._task is None:
             self._task = loop.create_task(self._run(), name="datalayer-beats")
-        await sent
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await sent
+        except TimeoutError as error:
+            raise OutcomeUnknown(f"{self._session.where}: the beat was not confirmed before the deadline") from error
 
     async def _run(self) -> None:
         try:
@@ -280,18 +284,20 @@ class _Lane:
 
     async def _send(self, batch: list[tuple[Call, asyncio.Future[None], Deadline]]) -> None:
         deadline = max((one for _, _, one in batch), key=lambda one: one.remaining())
-        failure: DatalayerError | None = None
+        failure: DatalayerError | None = OutcomeUnknown(f"{self._session.where}: the beats' sender ended")
         try:
             await self._session.batch([call for call, _, _ in batch], write=True, deadline=deadline)
+            failure = None
         except DatalayerError as error:
             failure = error
-        for _, sent, _ in batch:
-            if sent.done():
-                continue
-            if failure is None:
-                sent.set_result(None)
-            else:
-                sent.set_exception(failure)
+        finally:
+            for _, sent, _ in batch:
+                if sent.done():
+                    continue
+                if failure is None:
+                    sent.set_result(None)
+                else:
+                    sent.set_exception(failure)
 
 
 def _in_time(

@@ -1,0 +1,67 @@
+"""Presence in Redis, where the server is what a test says it is: deadlines of beats, scans over a failover."""
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from datalayer.clock import Deadline, SystemClock
+from datalayer.domains.soft import Beat
+from datalayer.errors import OutcomeUnknown
+from datalayer.stores.redis.keys import Names
+from datalayer.stores.redis.soft import RedisSoft
+from datalayer.stores.redis.target import Address
+
+CLOCK = SystemClock()
+
+
+def soft_over(session: Any) -> RedisSoft:
+    return RedisSoft(session, Names("p", "presence", 0), CLOCK, "presence")
+
+
+def beat_of(number: int) -> Beat:
+    now = CLOCK.now_us()
+    return Beat(UUID(int=number), "web", now, now + 45_000_000)
+
+
+class Hanging:
+    """A session whose server answers nothing, or whose driver breaks."""
+
+    where = "redis"
+
+    def __init__(self, breaks: Exception | None = None) -> None:
+        self.breaks = breaks
+
+    async def server_of(self, key: bytes, deadline: Deadline) -> Address:
+        del key, deadline
+        return Address("h", 1)
+
+    async def batch(self, calls: Any, *, write: bool, deadline: Deadline) -> Any:
+        del calls, write
+        if self.breaks is not None:
+            raise self.breaks
+        await asyncio.sleep(deadline.remaining())
+        raise OutcomeUnknown("late")
+
+
+async def test_a_beat_ends_at_its_own_deadline_beside_and_behind_slower_ones() -> None:
+    soft = soft_over(Hanging())
+    slow = [asyncio.create_task(soft.beat(beat_of(1), Deadline(CLOCK, 20.0)))]
+    beside = soft.beat(beat_of(2), Deadline(CLOCK, 0.05))
+    async with asyncio.timeout(5):
+        with pytest.raises(OutcomeUnknown, match="before the deadline"):
+            await beside
+        with pytest.raises(OutcomeUnknown, match="before the deadline"):
+            await soft.beat(beat_of(3), Deadline(CLOCK, 0.05))
+    slow[0].cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+
+
+async def test_a_driver_that_breaks_fails_the_beats_it_was_given() -> None:
+    loop, told = asyncio.get_running_loop(), list[Any]()
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    soft = soft_over(Hanging(breaks=ZeroDivisionError("planted")))
+    async with asyncio.timeout(5):
+        with pytest.raises(OutcomeUnknown, match="sender ended"):
+            await soft.beat(beat_of(1), Deadline(CLOCK, 0.04))
