@@ -71,7 +71,7 @@ def plan(console: Console, /, **chosen: Any) -> ExitCode | None:
     Ends with 3 when a backend is missing or something is in the way, and says what to add to the configuration.
     """
     request = _request(console, **chosen)
-    return _tell(console, request, _plan(console, request))
+    return _tell(console, request, _plan(console, request, claim=False))
 
 
 @command()
@@ -90,7 +90,7 @@ def grow(
     """
     request = _request(console, **chosen)
     if dry_run:
-        return _tell(console, request, _plan(console, request))
+        return _tell(console, request, _plan(console, request, claim=False))
     options = MigrateOptions(
         workers=workers,
         max_hold_ms=max_hold,
@@ -101,7 +101,7 @@ def grow(
     with moving_bulk():
         done = _grow(console, request, options)
     text = f"every domain is where size {request.size} wants it ({len(done)} steps taken)"
-    ways_back = [p.detail for p in _plan(console, request).domains if p.detail]
+    ways_back = [p.detail for p in _plan(console, request, claim=False).domains if p.detail]
     console.result({"size": str(request.size), "done": done}, "\n".join([text, *ways_back]))
     return None
 
@@ -129,11 +129,11 @@ def _request(
     return _Request(console.settings(), Size(size), options, " ".join(words))
 
 
-def _plan(console: Console, request: _Request) -> Growth:
+def _plan(console: Console, request: _Request, *, claim: bool) -> Growth:
     async def look(places: Places) -> Growth:
         return await plan_growth(places, request.settings, request.size, request.options)
 
-    return with_places(console, look, claim=True)
+    return with_places(console, look, claim=claim)
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _grow(console: Console, request: _Request, options: MigrateOptions) -> list[
     console.way_on = [again if options.yes else f"{again} --yes"]
     done: list[str] = []
     while True:
-        found = _plan(console, request)
+        found = _plan(console, request, claim=True)
         check_ready(found)
         if not found.steps:
             return done

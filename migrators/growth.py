@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datalayer.migrators.sizes import KindOfBackend
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
-    from datalayer.settings import Settings
+    from datalayer.settings import BackendSettings, Settings
 
 Verb = Literal["schema", "complete", "rollback", "migrate"]
 Standing = Literal["fits", "moves", "lacks", "blocked", "nowhere"]
@@ -262,6 +262,8 @@ class _Planner:
 
     async def _unfit(self, domain: str, name: str, *, begun: bool) -> str | None:
         """Why a backend cannot take a domain now; one whose schema is behind is noted for an upgrade."""
+        if _makes_its_file(self._configured[name]):
+            return None
         try:
             await self._places.ensure_open(Place(name))
             if not begun:
@@ -353,6 +355,12 @@ class _Planner:
                 "Postgres database, which only a new deployment can begin with"
             )
         return tuple(found)
+
+
+def _makes_its_file(backend: BackendSettings) -> bool:
+    """Whether opening a backend would make a SQLite file: there is nothing in it to be asked."""
+    path = None if backend.url is None or backend.scheme != "sqlite" else backend.url.path
+    return path is not None and path.parent.is_dir() and not path.exists()
 
 
 def _with(

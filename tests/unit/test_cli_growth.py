@@ -76,6 +76,18 @@ def test_a_plan_lists_the_steps_in_order_and_changes_nothing(world: World) -> No
     assert "7 rows" in text
 
 
+def test_a_plan_makes_no_file_and_gives_no_domain_its_first_place(world: World) -> None:
+    for words in (("plan", "--size", "mvp"), ("grow", "--size", "mvp", "--dry-run")):
+        told = world.json(*words, exit_code=3)
+        users = next(plan for plan in told["domains"] if plan["domain"] == "users")
+        assert (users["standing"], users["backend"]) == ("blocked", None)
+        assert {route["phase"] for route in world.json("routes")["routes"]} == {"not placed yet"}
+        assert (world.server("main").tables, world.server("main").meta) == ({}, {})
+    world.fill(1)
+    assert world.json("plan", "--size", "mvp")["ready"] is True
+    assert not (world.folder / "disk.sqlite").exists()
+
+
 def test_a_rate_that_was_chosen_is_what_the_time_goes_by(world: World) -> None:
     world.fill(7)
     told = world.json("plan", "--size", "mvp", "--rate", "1")
