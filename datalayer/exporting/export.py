@@ -74,7 +74,8 @@ async def export_domain(
     The file has its name only when it is whole and on the disk; a run that was killed leaves FILE.part, and the next
     one begins anew. ``progress`` is called between pages and may raise to stop there. Raises InvalidArgument,
     PreconditionFailed (the file exists, or another export writes it), MissingDependencyError, NotFinished (the store
-    did not answer for a minute, or the domain moved).
+    did not answer for a minute, the domain moved, or
+    the disk refuses).
     """
     exporter = _Exporter(layer, domain, progress, include_deleted=include_deleted)
     return await exporter.run(path, overwrite=overwrite)
@@ -102,12 +103,14 @@ class _Exporter:
         await places.ensure_open(place)
         store: Port = places.store(self._domain, place)
         with PartFile(path, overwrite=overwrite) as file:
-            sink = await asyncio.to_thread(open_sink, file, self._domain, include_deleted=self._include_deleted)
-            await self._scan(store, sink)
+            with file.writing():
+                sink = await asyncio.to_thread(open_sink, file, self._domain, include_deleted=self._include_deleted)
+            await self._scan(store, sink, file)
             if await self._lies() != at:
                 raise self._moved()
             digest_hex = format(self._digest, "032x")
-            await asyncio.to_thread(sink.finish, self._records, digest_hex)
+            with file.writing():
+                await asyncio.to_thread(sink.finish, self._records, digest_hex)
         return ExportReport(
             self._domain,
             str(path),
@@ -123,7 +126,7 @@ class _Exporter:
         _, routings = await self._layer.places.control.routings()
         return {name: routing.authority for name, routing in routings.items() if base_domain(name) == self._domain}
 
-    async def _scan(self, store: Port, sink: Sink) -> None:
+    async def _scan(self, store: Port, sink: Sink, file: PartFile) -> None:
         estimate = await self._persist(store.estimate)
         limit = PAGE_ROWS_FIRST
         for range_ in await self._persist(lambda: store.plan_scan(RANGES)):
@@ -132,7 +135,8 @@ class _Exporter:
             while not done:
                 page: ScanPage = await self._persist(lambda r=range_, a=after, n=limit: store.scan(r, a, n))  # type: ignore[misc]
                 limit, after, done = next_limit(limit, page.records), page.after, page.done
-                await asyncio.to_thread(self._write, page.records, sink)
+                with file.writing():
+                    await asyncio.to_thread(self._write, page.records, sink)
                 self._progress(ExportProgress(self._records, estimate, self._clock.monotonic() - self._began))
 
     def _write(self, records: list[Record], sink: Sink) -> None:

@@ -11,13 +11,14 @@ import fcntl
 import gzip
 import json
 import os
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self
 
-from datalayer.errors import InvalidArgument, PreconditionFailed
+from datalayer.errors import InvalidArgument, NotFinished, PreconditionFailed
 from datalayer.exporting.shapes import RECORD, shapes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -28,6 +29,7 @@ FORMAT: Final = 1
 MARK: Final = "datalayer"
 _GZIP_LEVEL: Final = 4
 _LINE_ENDS: Final = "\x85\u2028\u2029"
+_LOCK_TRIES: Final = 10
 SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".parquet")
 
 
@@ -50,20 +52,33 @@ class PartFile:
         """InvalidArgument when there cannot be such a file, PreconditionFailed when there is one or another run makes it."""
         if not path.name.endswith(SUFFIXES):
             raise InvalidArgument(f"{path} has no known ending", hint=f"one of: {', '.join(SUFFIXES)}")
-        if path.exists() and not overwrite:
-            raise PreconditionFailed(f"{path} exists already", hint="--overwrite replaces it when the export is whole")
         self.path = path
         self.part = path.with_name(f"{path.name}.part")
-        try:
-            self.file: IO[bytes] = self.part.open("ab")
-        except OSError as error:
-            raise InvalidArgument(f"{self.part} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        self.file = self._locked()
+        if path.exists() and not overwrite:
+            self.part.unlink(missing_ok=True)
             self.file.close()
-            raise PreconditionFailed(f"another export is writing {self.part}") from None
+            raise PreconditionFailed(f"{path} exists already", hint="--overwrite replaces it when the export is whole")
         self.file.truncate(0)
+
+    def _locked(self) -> IO[bytes]:
+        """The file of the temporary name, which is nobody else's from here on."""
+        for _ in range(_LOCK_TRIES):
+            try:
+                file = self.part.open("ab")
+            except OSError as error:
+                raise InvalidArgument(f"{self.part} cannot be written: {error.strerror}") from None
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                break
+            # Opened before another run ended, it is by now that run's whole export, or nobody's.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self.part.stat()):
+                    return file
+            file.close()
+        raise PreconditionFailed(f"another export is writing {self.part}")
 
     def __enter__(self) -> Self:
         return self
@@ -72,15 +87,39 @@ class PartFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.part.replace(self.path)
-            folder = os.open(self.path.absolute().parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            try:
+                with self.writing():
+                    self._finish()
+            except NotFinished:
+                self._forget()
+                raise
+            self.file.close()
         else:
-            self.part.unlink(missing_ok=True)
-        self.file.close()
+            self._forget()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What is written here to the file. NotFinished where the operating system refuses, as on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            hint = "nothing of it is kept; run it again when that is mended"
+            raise NotFinished(f"{self.part} cannot be written: {reason}", hint=hint) from error
+
+    def _finish(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.part.replace(self.path)
+        folder = os.open(self.path.absolute().parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        # what could not be written before cannot now
+        with suppress(OSError):
+            self.file.close()
 
 
 def header_of(domain: str, *, include_deleted: bool) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """datalayer export, and its import: the same records, to the bit, in every format; no file that is half and looks whole."""
 
 import asyncio
+import errno
 import fcntl
 import gzip
 import io
 import json
 import sys
 import tracemalloc
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,10 +24,10 @@ from datalayer.domains.conversations import CONVERSATION, MEMBER
 from datalayer.domains.messages import MESSAGE, Append, appended, to_record
 from datalayer.domains.record import Key, Kind, Record, canonical_json
 from datalayer.domains.users import USER
-from datalayer.errors import Closed, NotFinished
+from datalayer.errors import Closed, NotFinished, PreconditionFailed
 from datalayer.exporting import SHAPES, ExportProgress, export, export_domain
 from datalayer.exporting.shapes import RECORD, shapes_of
-from datalayer.exporting.sink import FORMAT, MARK, JsonLinesSink
+from datalayer.exporting.sink import FORMAT, MARK, JsonLinesSink, PartFile
 from datalayer.ids import uuid7_at
 from datalayer.importing import Progress, import_domain
 from datalayer.importing.records import RecordImporter
@@ -325,6 +327,56 @@ def test_a_file_is_not_replaced_unasked_and_not_written_by_two(world: World) -> 
     world.run("export", "messages", world.folder / "messages.csv", exit_code=2)
     world.run("export", "messages", world.folder / "no" / "such.jsonl", exit_code=2)
     world.run("export", "sessions", world.folder / "sessions.jsonl", exit_code=2)
+
+
+def test_a_file_that_another_export_finished_meanwhile_is_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "messages.jsonl"
+    whole = fcntl.flock
+    with ExitStack() as first:
+        first.enter_context(PartFile(path, overwrite=False)).file.write(b"whole")
+
+        def ends_first(file: Any, how: int) -> None:
+            monkeypatch.setattr(fcntl, "flock", whole)
+            first.close()
+            whole(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", ends_first)
+        with pytest.raises(PreconditionFailed, match="exists already"):
+            PartFile(path, overwrite=False)
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_export_to_a_full_disk_says_so_and_keeps_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    world.fill(50)
+
+    class FullDisk(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, _data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    locked = PartFile._locked
+
+    def full(file: PartFile) -> Any:
+        locked(file).close()
+        return NoRoom(FullDisk())
+
+    class NoRoom(io.BufferedWriter):
+        def truncate(self, _size: int | None = None) -> int:
+            return 0
+
+    monkeypatch.setattr(PartFile, "_locked", full)
+    ended = world.run("export", "messages", world.folder / f"messages{suffix}", exit_code=None)
+    assert ended.exit_code == 5
+    assert "cannot be written: No space left on device" in ended.stderr
+    assert list(world.folder.glob("messages*")) == []
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
