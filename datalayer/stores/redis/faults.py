@@ -78,6 +78,7 @@ def code_of(error: BaseException) -> str:
     return inner[1] if inner else str(error).partition(" ")[0]
 
 
+_CODE: Final = re.compile(r"[A-Z]{1,20}")
 _INNER: Final = re.compile(r" -([A-Z]+) ")
 _CODES: Final = {
     "MovedError": "MOVED",
@@ -103,7 +104,9 @@ def refused(error: RedisError, where: str) -> DatalayerError:
     known = _BY_CODE.get(code)
     if known is not None:
         return known(where)
-    return Refused(f"{where} refuses the command: {error}")
+    # The server's text may repeat what was sent, the hash of a token for example: it stays in the cause.
+    said = code if _CODE.fullmatch(code) else "ERR"
+    return Refused(f"{where} refuses the command ({said})")
 
 
 def unreached(error: BaseException, where: str) -> DatalayerError:

@@ -83,6 +83,9 @@ class RedisSession:
     async def batch(self, calls: Sequence[Call], *, write: bool, deadline: Deadline | None = None) -> list[Any]:
         """The answers to commands, in their order: one pipeline for each server, all at once. No transaction.
 
+        The order in which they are done is theirs as long as none must be sent again: a script that the server does not
+        know yet, or a command for another server, is done after those behind it.
+
         Raises as ``run`` does, for the first that failed; what was sent to other servers may have been done.
         """
         answers: list[Any] = [None] * len(calls)
