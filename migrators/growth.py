@@ -191,7 +191,8 @@ class _Planner:
     def _unplaced(self, domain: str, wanted: tuple[str, ...]) -> DomainPlan:
         detail = "it has no place: [routes] gives it one, and it begins there"
         if domain not in OPTIONAL:
-            return DomainPlan(domain, None, None, wanted, "blocked", "it has no place yet: open the application once")
+            first = "it has no place yet: open the application once, or let datalayer grow begin"
+            return DomainPlan(domain, None, None, wanted, "blocked", first)
         return DomainPlan(domain, None, None, wanted, "nowhere", detail)
 
     def _kind(self, name: str) -> str | None:

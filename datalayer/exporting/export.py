@@ -72,10 +72,9 @@ async def export_domain(
     """Write what is stored of a domain to a file that ends in .jsonl, .jsonl.gz or .parquet.
 
     The file has its name only when it is whole and on the disk; a run that was killed leaves FILE.part, and the next
-    one begins anew. ``progress`` is called between pages and may raise to stop there. Raises InvalidArgument,
+    one begins anew. Users who move to another home region meanwhile may be left out or be there twice. ``progress`` is called between pages and may raise to stop there. Raises InvalidArgument,
     PreconditionFailed (the file exists, or another export writes it), MissingDependencyError, NotFinished (the store
-    did not answer for a minute, the domain moved, or
-    the disk refuses).
+    did not answer for a minute, the domain moved, or the disk refuses).
     """
     exporter = _Exporter(layer, domain, progress, include_deleted=include_deleted)
     return await exporter.run(path, overwrite=overwrite)

@@ -111,7 +111,11 @@ class Sessions:
             return None
 
     async def revoke(self, token: str, *, timeout: float | None = None) -> None:
-        """End a session for good: once this has returned, no ``get`` anywhere gives it. Twice is no error."""
+        """End a session for good: once this has returned, no ``get`` anywhere gives it. Twice is no error.
+
+        In Redis this holds over a failover only for what the promoted replica has (``wait_replicas``), and over a crash
+        only for what is on the disk (``appendfsync``).
+        """
         said = parse_token(token)
         if said is None:
             raise InvalidArgument("the token of a session is malformed")
