@@ -18,7 +18,7 @@ def program(name: str) -> str:
 def test_everything_that_a_service_keeps_works_without_a_configuration(tmp_path: Path) -> None:
     script = tmp_path / "everything.py"
     script.write_text(program("everything.py"))
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
