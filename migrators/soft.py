@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 OUTLIVED: Final = "outlived"
 """Document: the last note that a finished wait had seen. While no other is there, both sides know whoever lives."""
 COPIED: Final = "copied"
+"""Document: how far the copy has come, and the last note of a missed beat when it began."""
 POLL_S: Final = 0.1
 PATIENCE: Final = 4
 """So many lifetimes a wait goes on while processes note missed beats."""
@@ -82,6 +83,7 @@ PLAN: Final = {
     Stage.FLIP: (
         SoftAction.AWAIT_BOTH,
         SoftAction.OUTLIVE,
+        SoftAction.COPY,
         SoftAction.PUBLISH_DOUBT,
         SoftAction.AWAIT_BOTH,
         SoftAction.SWITCH,
@@ -133,26 +135,33 @@ async def await_both(work: Work) -> str:
 
 
 async def copy(work: Work) -> str:
-    """Bring what does not renew itself any more: when users were heard of last. What is newer there stays."""
+    """Bring what does not renew itself any more: when users were heard of last. What is newer there stays.
+
+    Again, and from the beginning, when the mirror has missed beats since.
+    """
     if work.migration.domain == "typing":
         return "not needed: whoever types says so within seconds"
-    source, target = work.source_store, work.target_store
-    if "process" in (source.reach, target.reach):
+    authority, mirror = _sides(work)
+    if "process" in (authority.reach, mirror.reach):
         return f"not copied: {_in_memory(work)} is the memory of each process; when users were last seen stays there"
+    noted, ruled = await _noted(work), work.routing.authority.backend
     kept = await work.control.document(work.migration.id, COPIED) or {}
+    if kept.get("note", "") != noted:
+        kept = {}
     if kept.get("done"):
         return "copied before"
+    if kept.get("from", ruled) != ruled:
+        kept = {}
     cap = RateCap(work.clock, work.options.rate_rows_per_s)
     after, rows = kept.get("after"), kept.get("rows", 0)
     began = work.clock.monotonic()
     while True:
-        page = await source.scan(after, cap.bounded(PAGE))
+        page = await authority.scan(after, cap.bounded(PAGE))
         if page.beats:
-            await target.apply(page.beats)
+            await mirror.apply(page.beats)
         rows, after = rows + len(page.beats), page.after
-        await work.control.put_document(
-            work.migration.id, COPIED, {"after": after, "rows": rows, "done": page.after is None}
-        )
+        where = {"after": after, "rows": rows, "done": after is None, "note": noted, "from": ruled}
+        await work.control.put_document(work.migration.id, COPIED, where)
         await work.failpoints.reach("copy.page")
         seconds = max(work.clock.monotonic() - began, 1e-9)
         work.reporter.progress("copy", rows, rows, rows / seconds)

@@ -24,8 +24,10 @@ TTL_MAX_S: Final = 120.0
 TTL_MIN_S: Final = 1.0
 ITEMS_MAX: Final = 100
 """Of one key; beyond that the one that was heard of longest ago gives way."""
-LATE_US: Final = 60_000_000
-"""How long an item is kept after its end: longer than a beat can be on its way, so that none of before its end counts."""
+LATE_US: Final = int((TTL_MAX_S + 60.0) * 1_000_000)
+"""How long an item is kept after its end. A beat that lands later than that has ended itself, by a minute (so far may
+machines' clocks differ): it brings nobody back who has left.
+"""
 KEEP_US: Final = {"presence": 30 * 24 * 3600 * 1_000_000, "typing": 0}
 """How long a key is kept after the end of all its items (LATE_US beside it): so long, last_seen is known."""
 

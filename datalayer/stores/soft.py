@@ -59,6 +59,9 @@ class SoftStore(Protocol):
     async def beat(self, beat: Beat, deadline: Deadline) -> None:
         """Keep a beat unless a newer one of its item is known (`datalayer.domains.soft.admit`). Idempotent.
 
+        What is kept here is kept here alone: while a domain moves, a leave that the side which rules next has missed
+        counts there only from when it is repeated, or its beat's lifetime ends.
+
         Unavailable (not written), OutcomeUnknown.
         """
         ...

@@ -9,6 +9,7 @@ import pytest
 
 from datalayer.control.memory import MemoryControl
 from datalayer.control.memory_server import MemoryControlServer
+from datalayer.domains.soft import TTL_MAX_S, Beat, admit
 from datalayer.errors import InvalidArgument, Unavailable
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.repositories import watching
@@ -166,6 +167,20 @@ async def test_of_two_processes_the_later_clock_counts_for_one_device(layer: Dat
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "POLL_S", 0.02)
+
+
+async def test_no_beat_lands_so_late_that_it_brings_back_who_has_left() -> None:
+    """The item is forgotten, by another device's beat, no sooner than every beat of before has ended."""
+    second, now = 1_000_000, 1_800_000_000_000_000
+    longest = Beat(ANN, "phone", now, now + int(TTL_MAX_S) * second)
+    left = admit((longest,), Beat(ANN, "phone", now + second, 0))
+    assert left is not None
+    for after in range(2, 400, 7):
+        at = now + after * second
+        entry = admit(left, Beat(ANN, "web", at, at + second))
+        assert entry is not None
+        late = admit(entry, longest) or entry
+        assert not [beat for beat in late if beat.item == "phone" and beat.expires_us > at]
 
 
 # --- watching --------------------------------------------------------------------------------------------------------

@@ -65,3 +65,42 @@ async def test_a_driver_that_breaks_fails_the_beats_it_was_given() -> None:
     async with asyncio.timeout(5):
         with pytest.raises(OutcomeUnknown, match="sender ended"):
             await soft.beat(beat_of(1), Deadline(CLOCK, 0.04))
+
+
+class Failing:
+    """A cluster of two primaries with a key each; a primary gives way to another server when it is told to."""
+
+    where = "cluster"
+
+    class target:  # noqa: N801 - as the session names it
+        cluster = True
+
+    def __init__(self) -> None:
+        self.held = {Address("b", 1): [1], Address("d", 1): [2]}
+        self.soft = soft_over(self)
+
+    def primaries(self) -> list[Address]:
+        return sorted(self.held)
+
+    async def at(self, address: Address, call: Any) -> Any:
+        assert call.arguments[1] == "0", "a cursor of another server"
+        return b"0", [self.soft.key_of(UUID(int=number)) for number in self.held[address]]
+
+    async def parted(self, calls: Any, *, deadline: Deadline) -> Any:
+        del deadline
+        return [[b"9\x1eweb\x1f5\x1f9\x1f\x1e" for _ in call.arguments[1:]] for call in calls]
+
+
+@pytest.mark.parametrize("place", ["a", "c", "e"])
+@pytest.mark.parametrize("lost", ["b", "d"])
+async def test_a_scan_gives_every_key_over_a_failover(lost: str, place: str) -> None:
+    cluster = Failing()
+    page = await cluster.soft.scan(None, 10)
+    found = {beat.key.int for beat in page.beats}
+    cluster.held[Address(place, 1)] = cluster.held.pop(Address(lost, 1))
+    for _ in range(4):
+        if page.after is None:
+            break
+        page = await cluster.soft.scan(page.after, 10)
+        found |= {beat.key.int for beat in page.beats}
+    assert (found, page.after) == ({1, 2}, None)

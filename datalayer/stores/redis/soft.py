@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
@@ -183,11 +184,15 @@ class RedisSoft:
         return list(groups.values())
 
     async def scan(self, after: str | None, limit: int) -> SoftPage:
-        """By the servers' own cursors, one server after the other."""
+        """By the servers' own cursors, one server after the other; over a failover it begins anew.
+
+        A cursor means nothing to another server, and among other servers a number means another one.
+        """
         primaries = self._session.primaries()
-        number, cursor = (0, "0") if after is None else json.loads(after)
-        if number >= len(primaries):
-            return SoftPage([], None)
+        servers = zlib.crc32(repr(primaries).encode())
+        begun, number, cursor = (servers, 0, "0") if after is None else json.loads(after)
+        if begun != servers:
+            number, cursor = 0, "0"
         pattern = self._names.begin + b"*"
         cursor, keys = await self._session.at(
             primaries[number], command("SCAN", cursor, "MATCH", pattern, "COUNT", max(limit, SCAN_COUNT))
@@ -200,7 +205,7 @@ class RedisSoft:
             beats += [Beat(key, *beat[1:]) for beat in entry]
         done = cursor == b"0"
         number += done
-        following = json.dumps((number, "0" if done else cursor.decode()))
+        following = json.dumps((servers, number, "0" if done else cursor.decode()))
         return SoftPage(beats, None if number >= len(primaries) else following)
 
     # --- who comes and goes ------------------------------------------------------------------------------------------
