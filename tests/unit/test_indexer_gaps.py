@@ -190,19 +190,19 @@ async def test_an_entry_of_a_row_that_is_gone_never_beats_one_that_is_there(grou
 async def test_what_the_other_index_cannot_take_is_named_before_it_is_asked(
     ground: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexer, "BATCH", 10)
+    monkeypatch.setattr(IndexWriter.bring, "__defaults__", (10,))
     monkeypatch.setattr(projection, "CATCH_UP_ENTRIES", 5)
     refused = MemoryServer("index2", SystemClock())
     memory.SERVERS["index2"] = refused
     async with opened(config(ground, "memory"), project=False) as layer:
-        run = coordinator(layer, "search", Until.DUAL)
-        await run.migrate("index2")
+        migration = await coordinator(layer, "search", Until.BACKFILLED).migrate("index2")
         refused.refuse = lambda record: "no" if "bad" in str(record.fields) else None
         for _ in range(30):
             await layer.messages.append(uuid.uuid4(), sender_id=uuid.uuid4(), body="bad word")
         good = await layer.messages.append(uuid.uuid4(), sender_id=uuid.uuid4(), body="good word")
         with pytest.raises(PreconditionFailed, match="cannot be stored by the target: no"):
             await coordinator(layer, "search", Until.VERIFIED).migrate("index2")
+        assert len(await layer.control.quarantined(migration.id)) == 30
         new = layer.places.store("search", layer.places.indexes.known()[-1])
         assert {key[1][16:] for key in await held(new)} == {good.id.bytes}
         refused.refuse = None
@@ -245,6 +245,7 @@ async def test_an_index_is_complete_where_nobody_can_have_written_beside_it(
     async with opened(config(ground, "memory", messages=messages), project=False) as layer:
         await placed_over(layer, Place("index2"), placed)
         assert await firstindex.unbuilt_index(layer.control, Place("index2")) == unbuilt
+        assert not await firstindex.unbuilt_index(layer.control, Place("index")), "what was said of another one"
 
 
 async def placed_over(layer: DataLayer, index: Place, placed: tuple[str, ...]) -> None:
