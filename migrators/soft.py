@@ -53,6 +53,7 @@ READ_S: Final = 10.0
 AGAIN_S: Final = (0.3, 0.6, 1.2)
 """A beat may be on its way to the mirror: whoever differs is looked up again after these times."""
 SHOWN_MAX: Final = 100
+SUSPECTS_MAX: Final = 10_000
 
 
 class SoftAction(StrEnum):
@@ -287,24 +288,32 @@ def _sides(work: Work) -> tuple[SoftStore, SoftStore]:
 
 
 async def _absent_at(work: Work, one: SoftStore, other: SoftStore) -> tuple[list[UUID], int]:
-    """Whom one side calls present and the other does not, also when asked again; and how many are present."""
-    after, present = None, set[UUID]()
+    """Whom one side calls present and the other does not, also when asked again; and about how many are present.
+
+    Beyond SUSPECTS_MAX differences no more are looked for.
+    """
+    after, present = None, 0
     suspects: set[UUID] = set()
     while True:
         page = await one.scan(after, PAGE)
         alive = _alive(page.beats, work.clock.now_us())
-        present |= alive
+        present += len(alive)
         suspects |= await _not_alive(work, other, alive)
         after = page.after
-        if after is None:
-            break
+        if after is None or len(suspects) > SUSPECTS_MAX:
+            suspects = await _still_absent(work, one, other, suspects)
+        if after is None or len(suspects) > SUSPECTS_MAX:
+            return sorted(suspects), present
+
+
+async def _still_absent(work: Work, one: SoftStore, other: SoftStore, suspects: set[UUID]) -> set[UUID]:
     for seconds in AGAIN_S:
         if not suspects:
             break
         await asyncio.sleep(seconds)
         suspects -= await _not_alive(work, one, suspects)
         suspects = await _not_alive(work, other, suspects)
-    return sorted(suspects), len(present)
+    return suspects
 
 
 def _alive(beats: Iterable[Beat], now_us: int) -> set[UUID]:

@@ -2,18 +2,23 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from datalayer.clock import Deadline, SystemClock
-from datalayer.domains.soft import seen_of
+from datalayer.domains.soft import Beat, seen_of
+from datalayer.migrators import soft
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Until
 from datalayer.routing.route import Place
 from datalayer.routing.soft import MISSED
+from datalayer.stores.memory import MemoryBackend
 from datalayer.stores.memory.server import SERVERS, MemoryServer
+from datalayer.stores.memory.soft import MemorySoft
 from datalayer.types import from_us
 from tests.unit.index_world import opened
 
@@ -69,3 +74,18 @@ async def test_when_somebody_was_seen_does_not_go_back_over_a_move(
         seen = await layer.presence.last_seen([ANN, BOB])
         await command(Until.TARGET).rollback()
         assert await seen_at(migration.source, BOB) == seen[BOB]
+
+
+async def test_a_comparison_of_sides_that_share_nobody_ends_early(
+    servers: dict[str, MemoryServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SystemClock()
+    one, other = (MemorySoft(MemoryBackend(server), "presence", 0) for server in servers.values())
+    now = clock.now_us()
+    await one.apply([Beat(UUID(int=number), "web", now, now + 60_000_000) for number in range(3 * soft.PAGE)])
+    monkeypatch.setattr(soft, "SUSPECTS_MAX", 3, raising=False)
+    monkeypatch.setattr(soft, "AGAIN_S", (0.0,))
+    work: Any = SimpleNamespace(clock=clock)
+    missing, present = await soft._absent_at(work, one, other)
+    assert (len(missing), present) == (soft.PAGE, soft.PAGE)
+    assert await soft._absent_at(work, other, one) == ([], 0)

@@ -30,6 +30,7 @@ APPLY_S: Final = 10.0
 APPLY_AT_ONCE: Final = 64
 ITEM: Final = "i:"
 """What the attributes of items begin with."""
+NEWER: Final = "attribute_not_exists(#i) OR #i.v < :v OR (#i.v = :v AND #i.e < :e)"
 
 
 class DynamoSoft:
@@ -41,7 +42,7 @@ class DynamoSoft:
     def __init__(self, backend: DynamoBackend, domain: str, table: str) -> None:
         self._backend = backend
         self._table = table
-        # Another item of the same key may end later than the one that is written: by a longest lifetime at most.
+        # From a beat's version: it ends a longest lifetime later at most.
         self._keep_us = KEEP_US[domain] + LATE_US + int(TTL_MAX_S * 1_000_000)
 
     async def beat(self, beat: Beat, deadline: Deadline) -> None:
@@ -49,30 +50,38 @@ class DynamoSoft:
         await until_confirmed(lambda: self._beat(beat, deadline), deadline)
 
     async def _beat(self, beat: Beat, deadline: Deadline) -> None:
-        gone = (max(beat.version, beat.expires_us) + self._keep_us) // 1_000_000
+        """What is older than another item of its key must not bring the end of the key nearer."""
         try:
-            answer = await self._backend.call(
-                "update_item",
-                self._table,
-                write=True,
-                deadline=deadline,
-                Key={"k": {"B": beat.key.bytes}},
-                UpdateExpression="SET #i = :b, gone = :g",
-                ConditionExpression="attribute_not_exists(#i) OR #i.v < :v OR (#i.v = :v AND #i.e < :e)",
-                ExpressionAttributeNames={"#i": ITEM + beat.item},
-                ExpressionAttributeValues={
-                    ":b": {"M": {"v": _number(beat.version), "e": _number(beat.expires_us), "s": {"S": beat.status}}},
-                    ":v": _number(beat.version),
-                    ":e": _number(beat.expires_us),
-                    ":g": _number(gone),
-                },
-                ReturnValues="ALL_NEW",
+            answer = await self._put(
+                beat, "SET #i = :b, gone = :g", "attribute_not_exists(gone) OR gone <= :g", deadline
             )
         except ConditionFailed:
-            return
+            try:
+                answer = await self._put(beat, "SET #i = :b", "gone > :g", deadline)
+            except ConditionFailed:
+                return
         surplus = _surplus(_entry(beat.key, answer["Attributes"]))
         if surplus:
             await self._forget(beat.key, surplus, deadline)
+
+    async def _put(self, beat: Beat, update: str, condition: str, deadline: Deadline) -> Any:
+        return await self._backend.call(
+            "update_item",
+            self._table,
+            write=True,
+            deadline=deadline,
+            Key={"k": {"B": beat.key.bytes}},
+            UpdateExpression=update,
+            ConditionExpression=f"({NEWER}) AND ({condition})",
+            ExpressionAttributeNames={"#i": ITEM + beat.item},
+            ExpressionAttributeValues={
+                ":b": {"M": {"v": _number(beat.version), "e": _number(beat.expires_us), "s": {"S": beat.status}}},
+                ":v": _number(beat.version),
+                ":e": _number(beat.expires_us),
+                ":g": _number((beat.version + self._keep_us) // 1_000_000),
+            },
+            ReturnValues="ALL_NEW",
+        )
 
     async def _forget(self, key: UUID, beats: Sequence[Beat], deadline: Deadline) -> None:
         """Take items away that ended long ago, unless they were renewed meanwhile."""
