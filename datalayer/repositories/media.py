@@ -100,6 +100,9 @@ class MediaItems:
                         await store.put(object_name(owner, upload), aiter(passing), content_type=kind, size=size)
                 except TimeoutError:
                     raise DeadlineExceeded("the upload took longer than its timeout: nothing was stored") from None
+                except OutcomeUnknown as error:  # bytes without a row are seen by nobody
+                    await self._give_back(store, owner, upload)
+                    raise Unavailable("the store of media did not confirm the upload: nothing was stored") from error
                 if size is not None and passing.size != size:
                     await self._give_back(store, owner, upload)
                     raise InvalidArgument(f"the data changed while it was read: {passing.size} bytes of {size}")
@@ -316,7 +319,7 @@ class MediaItems:
         """Let an item be seen whose client says that its upload is done: size and hash are compared first.
 
         Done again it answers the same. NotFound (no such upload, or the bytes have not come), PreconditionFailed (they
-        are not what was announced; they are deleted, and may be uploaded again while the URL lasts).
+        are not what was announced: the item is given up and they are deleted; presign another).
         """
         key = _key(item, owner_id)
         found = await self._found(key, timeout)
@@ -335,8 +338,8 @@ class MediaItems:
                 if passing.size != found.size or (found.sha256 and passing.sha256 != found.sha256):
                     wrong = "the bytes do not have the hash that was announced"
             if wrong is not None:
-                await self._give_back(store, key.owner_id, found.upload)
-                raise PreconditionFailed(f"the upload of media {key} is refused: {wrong}", hint="upload it again")
+                await self._refuse(key, found, store)
+                raise PreconditionFailed(f"the upload of media {key} is refused: {wrong}", hint="presign another")
             attach = Attach(
                 key.owner_id,
                 key,
@@ -395,6 +398,12 @@ class MediaItems:
         """Delete bytes that nobody will refer to; where that fails, the sweep finds them."""
         with contextlib.suppress(DatalayerError):
             await store.delete([object_name(owner, upload)])
+
+    async def _refuse(self, key: MediaId, found: Media, store: Objects) -> None:
+        """The item is given up before its bytes go: a name that was read once never gets other bytes."""
+        await self._catalogue.write(Detach(key.owner_id, key, 0), self._deadline(None))
+        if found.upload is not None:
+            await self._give_back(store, key.owner_id, found.upload)
 
     async def _arrived(self, route: Route, owner: UUID, upload: UUID) -> tuple[str, Objects, int]:
         routing = route.routing

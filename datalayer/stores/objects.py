@@ -135,17 +135,17 @@ class ObjectMeta:
             if row is None:
                 continue
             known = found.get((row.domain, row.attempt))
-            if known is None or (known.epoch, _ROLES.index(known.role)) < (row.epoch, _ROLES.index(row.role)):
+            if known is None or _rank(known) < _rank(row):
                 found[row.domain, row.attempt] = row
         return found
 
     async def write_meta(self, row: MetaRow) -> None:
-        """Enter a row; what it replaces goes, unless a higher epoch is there."""
+        """Enter a row; what ranks below it goes. Of two writers at once neither takes the higher one's away."""
         await self._notes.note(_name(row))
         for name in await self._notes.notes():
             other = _row(name)
             same = other is not None and (other.domain, other.attempt) == (row.domain, row.attempt)
-            if same and other is not None and other != row and other.epoch <= row.epoch:
+            if same and other is not None and _rank(other) < _rank(row):
                 await self._notes.unnote(name)
 
     async def raise_token(self, token: Token) -> None:
@@ -158,6 +158,10 @@ class ObjectMeta:
             raise LostLease(f"another coordinator has taken over {token.domain} in {self._where}")
         for name in others:
             await self._notes.unnote(name)
+
+
+def _rank(row: MetaRow) -> tuple[int, int, str]:
+    return row.epoch, _ROLES.index(row.role), row.deployment
 
 
 def _name(row: MetaRow) -> str:

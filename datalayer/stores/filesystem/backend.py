@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from datalayer.errors import Closed, ConfigurationError, DeadlineExceeded, PreconditionFailed, Unavailable
+from datalayer.errors import ConfigurationError, DeadlineExceeded, PreconditionFailed, Unavailable
 from datalayer.stores.filesystem.tree import Tree, make_root, told
 from datalayer.stores.objects import CHUNK, ObjectInfo, ObjectMeta, Presigned, check_name, no_urls
+from datalayer.stores.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -35,8 +33,7 @@ class FilesystemBackend:
         self.name = name
         self.path = path
         self.cdn_url = cdn_url
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = Threads(name, threads)
         self._meta = ObjectMeta(_Notes(self), f"backend {name!r}")
 
     async def open(self) -> None:
@@ -45,8 +42,7 @@ class FilesystemBackend:
                 f"the folder of backend {self.name!r} cannot be made: {self.path.parent} does not exist",
                 hint="make that folder, mount it, or correct the backend's url",
             )
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=f"datalayer-{self.name}")
+        self._threads.open()
         await self.run(self._look)
 
     def _look(self) -> None:
@@ -58,9 +54,7 @@ class FilesystemBackend:
                 raise NotADirectoryError(errno.ENOTDIR, "no folder")
 
     async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        self._threads.close()
 
     async def ping(self, deadline: Deadline) -> None:
         if deadline.passed:
@@ -90,15 +84,7 @@ class FilesystemBackend:
 
     async def run(self, function: Callable[..., R], *args: Any) -> R:
         """A blocking call in a thread. A cancelled caller waits for its end: what it holds open is used until then."""
-        if self._pool is None:
-            raise Closed
-        future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            with suppress(Exception):
-                await future
-            raise
+        return await self._threads.run(function, *args)
 
 
 class _Notes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -13,8 +11,9 @@ from botocore.config import Config
 
 from datalayer.errors import Closed, ConfigurationError, DeadlineExceeded, NotFound
 from datalayer.stores.objects import ObjectMeta
-from datalayer.stores.s3.faults import no_bucket, told
+from datalayer.stores.s3.faults import no_bucket, no_s3, told
 from datalayer.stores.s3.store import S3Objects
+from datalayer.stores.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +29,8 @@ THREADS_MAX: Final = 16
 LARGE_AT_ONCE: Final = 2
 """Uploads in parts at once: each holds one part in memory."""
 REGION: Final = "us-east-1"
+WRITES: Final = frozenset({"put_object", "delete_object", "complete_multipart_upload"})
+"""What somebody sees afterwards; parts are seen by nobody."""
 _NOTES: Final = "_datalayer/"
 
 
@@ -48,14 +49,13 @@ class S3Backend:
         self.prefix = f"{prefix}/" if prefix else ""
         self.large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._url = url
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._connections = threads
+        self._threads = Threads(name, threads)
         self._client: Any = None
         self._meta = ObjectMeta(_Notes(self), f"backend {name!r}")
 
     async def open(self) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=f"datalayer-{self.name}")
+        self._threads.open()
         if self._client is None:
             self._client = await self.run("the login", self._connect)
         await self._ask()
@@ -75,7 +75,7 @@ class S3Backend:
             signature_version="s3v4",
             connect_timeout=CONNECT_S,
             read_timeout=READ_S,
-            max_pool_connections=self._threads,
+            max_pool_connections=self._connections,
             retries={"total_max_attempts": 1, "mode": "standard"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -86,11 +86,9 @@ class S3Backend:
 
     async def close(self) -> None:
         client, self._client = self._client, None
-        pool, self._pool = self._pool, None
         if client is not None:
             client.close()
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def ping(self, deadline: Deadline) -> None:
         if deadline.passed:
@@ -100,9 +98,11 @@ class S3Backend:
     async def _ask(self) -> None:
         """Whether the bucket answers this login: a listing of one, whose refusals name their reason (HEAD has no body)."""
         try:
-            await self.call("list_objects_v2", "a listing", Prefix=self.prefix, MaxKeys=1)
+            found = await self.call("list_objects_v2", "a listing", Prefix=self.prefix, MaxKeys=1)
         except NotFound as error:
             raise no_bucket(self.bucket) from error
+        if "Name" not in found:  # a page of some other server, read as an empty listing
+            raise no_s3(self.bucket)
 
     def refuses(self, domain: str) -> str | None:
         return None if domain == "media" else f"a bucket holds media, not {domain}"
@@ -132,22 +132,15 @@ class S3Backend:
         return self._client
 
     async def call(self, operation: str, what: str, **parameters: Any) -> Any:
-        """One call about this bucket, in a thread."""
+        """One call about this bucket, in a thread. OutcomeUnknown for one of ``WRITES`` whose answer was lost."""
         function = partial(getattr(self.client, operation), Bucket=self.bucket, **parameters)
-        return await self.run(what, function)
+        with told(self.bucket, what, write=operation in WRITES):
+            return await self._threads.run(function)
 
     async def run(self, what: str, function: Callable[..., R], *args: Any) -> R:
-        """A blocking call in a thread; its errors as the library's. A cancelled caller waits for its end."""
-        if self._pool is None:
-            raise Closed
-        future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        try:
-            with told(self.bucket, what):
-                return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            with suppress(Exception):
-                await future
-            raise
+        """A blocking call in a thread that changes nothing; its errors as the library's."""
+        with told(self.bucket, what):
+            return await self._threads.run(function, *args)
 
 
 class _Notes:

@@ -16,33 +16,53 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from botocore.parsers import ResponseParserError
 
-from datalayer.errors import AlreadyExists, DatalayerError, NotFound, PreconditionFailed, Unavailable
+from datalayer.errors import AlreadyExists, DatalayerError, NotFound, OutcomeUnknown, PreconditionFailed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
 @contextmanager
-def told(bucket: str, what: str) -> Iterator[None]:
-    """Errors of botocore inside the block, as the library's."""
+def told(bucket: str, what: str, *, write: bool = False) -> Iterator[None]:
+    """Errors of botocore inside the block, as the library's. ``write``: an answer that is lost leaves it unknown."""
     try:
         yield
     except ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        raise of_code(str(error.response.get("Error", {}).get("Code", "")), status, bucket, what) from error
+        raise of_code(
+            str(error.response.get("Error", {}).get("Code", "")), status, bucket, what, write=write
+        ) from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
         raise PreconditionFailed(
             f"bucket {bucket!r} needs a login, and none was found",
             hint="put key and secret into the backend's url or password, or give the process a role or profile",
         ) from error
-    except (BotoConnectionError, HTTPClientError) as error:
+    except BotoConnectionError as error:  # none was made: nothing was sent
+        raise Unavailable(
+            f"the S3 server of bucket {bucket!r} cannot be reached ({what})",
+            hint="bring it back, or correct the endpoint in the backend's url",
+        ) from error
+    except HTTPClientError as error:
+        if write:
+            raise _unknown(bucket, what) from error
         raise Unavailable(f"the S3 server of bucket {bucket!r} does not answer ({what})") from error
+    except ResponseParserError as error:
+        raise no_s3(bucket) from error
     except BotoCoreError as error:
         raise Unavailable(f"bucket {bucket!r}: {what} failed ({type(error).__name__})") from error
 
 
-def of_code(code: str, status: int, bucket: str, what: str) -> DatalayerError:
+class Conflicting(Unavailable):
+    """Another write of this very name was under way; S3 asks to send it once more."""
+
+
+def _unknown(bucket: str, what: str) -> OutcomeUnknown:
+    return OutcomeUnknown(f"the S3 server of bucket {bucket!r} did not confirm a write ({what})")
+
+
+def of_code(code: str, status: int, bucket: str, what: str, *, write: bool = False) -> DatalayerError:
     """The error of an answer that S3 gave."""
     for codes, refusal in _REFUSALS:
         if code in codes:
@@ -51,6 +71,8 @@ def of_code(code: str, status: int, bucket: str, what: str) -> DatalayerError:
         return _denied(bucket, what)
     if status == 404:
         return _absent(bucket, what)
+    if write and status >= 500 and status != 503:
+        return _unknown(bucket, what)
     if status >= 500 or code in {"SlowDown", "RequestTimeout"}:
         return Unavailable(f"the S3 server of bucket {bucket!r} is overloaded or fails ({what}, {code or status})")
     return PreconditionFailed(f"the S3 server of bucket {bucket!r} refuses {what} ({code or status})")
@@ -64,10 +86,21 @@ def _taken(bucket: str, what: str) -> DatalayerError:
     return AlreadyExists(f"{what} exists already in bucket {bucket!r}")
 
 
+def _conflicting(bucket: str, what: str) -> DatalayerError:
+    return Conflicting(f"another write of {what} is under way in bucket {bucket!r}")
+
+
 def no_bucket(bucket: str, _what: str = "") -> DatalayerError:
     """What is said of a bucket that does not exist."""
     return PreconditionFailed(
         f"the bucket {bucket!r} does not exist", hint="make it, or correct the name in the backend's url"
+    )
+
+
+def no_s3(bucket: str) -> DatalayerError:
+    """What is said of an endpoint where something else answers."""
+    return PreconditionFailed(
+        f"what answers for bucket {bucket!r} does not speak S3", hint="correct the endpoint in the backend's url"
     )
 
 
@@ -101,7 +134,8 @@ def _elsewhere(bucket: str, _what: str) -> DatalayerError:
 _REFUSALS: Final[tuple[tuple[frozenset[str], Callable[[str, str], DatalayerError]], ...]] = (
     (frozenset({"NoSuchKey", "NotFound", "404"}), _absent),
     (frozenset({"NoSuchBucket"}), no_bucket),
-    (frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"}), _taken),
+    (frozenset({"PreconditionFailed", "412"}), _taken),
+    (frozenset({"ConditionalRequestConflict", "OperationAborted"}), _conflicting),
     (frozenset({"RequestTimeTooSkewed", "RequestExpired"}), _skewed),
     (frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "401"}), _no_login),
     (frozenset({"AccessDenied", "Forbidden", "403", "AllAccessDisabled", "AccountProblem"}), _denied),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from datalayer.errors import DatalayerError, NotFound
 from datalayer.stores.objects import CHUNK, NAME, ObjectInfo, Presigned, check_name
+from datalayer.stores.s3.faults import Conflicting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -20,6 +22,10 @@ PART: Final = 5 << 20
 PARTS_MAX: Final = 9_000
 SMALL: Final = 1 << 20
 UPLOADS_PAGE: Final = 1000
+CONFLICTS_MAX: Final = 3
+"""How often one request is sent while another write of its name is under way. An upload in parts is not sent again: its
+parts are gone with it."""
+CONFLICT_PAUSE_S: Final = 0.05
 
 
 class S3Objects:
@@ -64,14 +70,7 @@ class S3Objects:
                     await upload.send(bytes(memoryview(buffer)[:part]))
                     del buffer[:part]
             if upload is None:
-                await self._backend.call(
-                    "put_object",
-                    f"object {name}",
-                    Key=key,
-                    Body=bytes(buffer),
-                    ContentType=content_type,
-                    IfNoneMatch="*",
-                )
+                await self._put_once(name, bytes(buffer), content_type)
                 return
             if buffer:
                 await upload.send(bytes(buffer))
@@ -80,6 +79,24 @@ class S3Objects:
         finally:
             if upload is not None:
                 await upload.abort()
+
+    async def _put_once(self, name: str, body: bytes, content_type: str) -> None:
+        for attempt in range(1, CONFLICTS_MAX + 1):
+            try:
+                await self._backend.call(
+                    "put_object",
+                    f"object {name}",
+                    Key=self._key(name),
+                    Body=body,
+                    ContentType=content_type,
+                    IfNoneMatch="*",
+                )
+            except Conflicting:  # it is documented that the same request is sent again
+                if attempt == CONFLICTS_MAX:
+                    raise
+                await asyncio.sleep(CONFLICT_PAUSE_S * attempt)
+            else:
+                return
 
     async def delete(self, names: Sequence[str]) -> None:
         for name in names:

@@ -254,6 +254,7 @@ class ObjectsSuite:
             (row(5, "authority"), row(5, "authority")),
             (row(4, "copy"), row(5, "authority")),
             (row(5, "retired"), row(5, "retired")),
+            (row(5, "authority"), row(5, "retired")),
         ):
             await backend.write_meta(written)
             assert (await peer.read_meta())["media", attempt] == kept
