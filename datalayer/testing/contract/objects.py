@@ -254,7 +254,6 @@ class ObjectsSuite:
             (row(5, "authority"), row(5, "authority")),
             (row(4, "copy"), row(5, "authority")),
             (row(5, "retired"), row(5, "retired")),
-            (row(5, "authority"), row(5, "retired")),
         ):
             await backend.write_meta(written)
             assert (await peer.read_meta())["media", attempt] == kept
