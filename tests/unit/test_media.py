@@ -35,6 +35,7 @@ uuid7 = IdSource(SystemClock()).uuid7
 def _memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier test left in the memory of this process belongs to another deployment."""
     monkeypatch.setattr("datalayer.stores.memory.server.SERVERS", {})
+    monkeypatch.setattr("datalayer.control.memory_server.SERVERS", {})
 
 
 @pytest.fixture
