@@ -306,8 +306,9 @@ class DataLayer:
         and typing: who asks is told that it is unknown; and an index: all but search is served.
         """
         deadline = Deadline(self.clock, HEALTH_S)
-        serving = self._serving
-        stores = {r.routing.authority.backend: self.backends[r.routing.authority.backend] for r in serving.values()}
+        # taken once: routes may change while stores answer
+        routings = {name: router.routing for name, router in self._serving.items()}
+        stores = {r.authority.backend: self.backends[r.authority.backend] for r in routings.values()}
         shards = {name: sorted(b.members) if isinstance(b, ShardedBackend) else [name] for name, b in stores.items()}
         used = sorted({member for members in shards.values() for member in members})
         projections, *answers = await asyncio.gather(
@@ -315,11 +316,11 @@ class DataLayer:
         )
         backends = dict(zip(used, answers, strict=True))
         domains = {
-            name: {"phase": str(r.routing.phase), "epoch": r.routing.epoch, "backend": r.routing.authority.backend}
-            for name, r in serving.items()
+            name: {"phase": str(r.phase), "epoch": r.epoch, "backend": r.authority.backend}
+            for name, r in routings.items()
         }
         spared = {*SOFT_DOMAINS, SEARCH}
-        needed = {r.routing.authority.backend for name, r in serving.items() if name not in spared}
+        needed = {r.authority.backend for name, r in routings.items() if name not in spared}
         ready = all(any(backends[member] == "ok" for member in shards[name]) for name in needed)
         return {
             "ready": ready,

@@ -135,7 +135,8 @@ class Pool:
                     self.give(connection)
             raise
         except DeadlineExceeded:
-            self._waiting.remove(waiter)
+            if waiter in self._waiting:  # what came free in the same moment has passed it over and taken it out
+                self._waiting.remove(waiter)
             raise
         finally:
             timer.cancel()
