@@ -13,7 +13,10 @@ from datalayer.migrators.doctor import Finding, diagnose
 
 @command()
 def doctor(console: Console) -> ExitCode | None:
-    """Look at packages, control store, backends, schemas, routes and the fleet; change nothing."""
+    """Look at packages, control store, backends, schemas, routes and the fleet; change nothing.
+
+    Where media lie, one small test object is stored, read and deleted.
+    """
     settings = console.settings()
 
     async def work(_: Stop) -> list[Finding]:

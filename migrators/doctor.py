@@ -1,4 +1,4 @@
-"""Looks at everything an installation stands on, and changes nothing."""
+"""Looks at everything an installation stands on. Nothing is changed; where media lie a test object comes and goes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from datalayer.control.connect import open_control
 from datalayer.domains.movement import OPTIONAL
 from datalayer.domains.soft import SOFT_DOMAINS
 from datalayer.errors import ConfigurationError, DatalayerError, SchemaBehind
+from datalayer.ids import IdSource
 from datalayer.layer import MOVABLE, close_stores, make_backends
+from datalayer.migrators.objectprobe import Failed, probe
 from datalayer.routing.indexer import IndexWriter
 from datalayer.routing.places import SELF_CREATING, Places
 from datalayer.routing.projector import LAG_MAX, lag_of
 from datalayer.routing.replicas import Standings
+from datalayer.routing.route import Place
 from datalayer.routing.shards import base_domain, parse_group
 from datalayer.stores.registry import DISTRIBUTION
 from datalayer.stores.replicated import Replicated
 from datalayer.stores.sharded import ShardedBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from uuid import UUID
 
     from datalayer.clock import Clock
     from datalayer.control.base import Control
@@ -36,6 +41,7 @@ IMPORT_NAME: Final = "datalayer"
 PINGS: Final = 5
 PING_S: Final = 5.0
 SILENT_S: Final = 60.0
+OBJECT_STORES: Final = frozenset({"s3", "filesystem"})
 SLOW_CONTROL_MS: Final = 50.0
 LAG_S: Final = 1.0
 LAG_POLL_S: Final = 0.02
@@ -76,6 +82,7 @@ async def diagnose(settings: Settings, clock: Clock) -> list[Finding]:
             findings += await _alone(control, backends, routings)
             findings += await _listings(backends, routings, clock)
             findings += await _search(Places(backends, control, clock), routings)
+            findings += await _objects(settings, backends, routings, IdSource(clock).uuid7)
     finally:
         await close_stores(control, backends)
     return findings
@@ -318,6 +325,43 @@ async def _listings(backends: Mapping[str, Backend], routings: Mapping[str, Rout
     return [
         Finding("listings", not late, detail, "open a DataLayer, or look why it cannot write listings" if late else "")
     ]
+
+
+async def _objects(
+    settings: Settings, backends: Mapping[str, Backend], routings: Mapping[str, Routing], new_id: Callable[[], UUID]
+) -> list[Finding]:
+    """Whether every place of media stores, reads and deletes."""
+    findings = []
+    for place in _media_places(settings, routings):
+        backend = backends.get(place.backend)
+        if backend is None or backend.product not in OBJECT_STORES:
+            continue
+        url = _url(settings, place.backend)
+        if url is not None and url.path is not None and not url.path.exists():
+            continue  # the folder is made with the first thing that is stored
+        what = f"media on {place.backend}"
+        try:
+            await backend.open()
+        except DatalayerError:
+            continue  # told of that backend already
+        try:
+            await probe(backend.store("media", place.attempt), new_id())
+        except Failed as failed:
+            findings.append(Finding(what, False, failed.detail, failed.way_out))
+        else:
+            findings.append(Finding(what, True, "a test object was stored once, read and deleted"))
+    return findings
+
+
+def _media_places(settings: Settings, routings: Mapping[str, Routing]) -> list[Place]:
+    """Where media lie, or will lie first; memory needs no proof."""
+    routing = routings.get("media")
+    if routing is not None:
+        return [place for place in (routing.authority, routing.mirror) if place is not None]
+    try:
+        return [Place(settings.backend_of("media").name)]
+    except ConfigurationError:
+        return []  # no backend was given to it
 
 
 async def _search(places: Places, routings: Mapping[str, Routing]) -> list[Finding]:
