@@ -141,19 +141,24 @@ def _plan(console: Console, request: _Request, *, claim: bool) -> Growth:
 
 def _tell(console: Console, request: _Request, found: Growth) -> ExitCode | None:
     steps = [f"datalayer grow {request.words}"] if found.ready and found.steps else []
-    console.result(found.document(), _text(found), next_steps=steps)
+    console.result(found.document(), _text(found, request.settings), next_steps=steps)
     return None if found.ready else ExitCode.PRECONDITION
 
 
-def _text(found: Growth) -> str:
+def _text(found: Growth, settings: Settings) -> str:
     rows = [
         (p.domain, p.backend or "-", p.kind or "-", " or ".join(p.wanted), p.standing, p.target or "-")
         for p in found.domains
     ]
     parts = [table(rows, ("domain", "backend", "kind", f"size {found.size}", "standing", "target"))]
     parts += [f"{p.domain}: {p.detail}" for p in found.domains if p.detail]
-    snippets = {p.toml: p.domain for p in found.domains if p.toml}
-    parts += [f"add for {domain}, and fill in:\n\n{toml}\n" for toml, domain in snippets.items()]
+    snippets: dict[str, list[str]] = {}
+    for plan in found.domains:
+        if plan.toml:
+            snippets.setdefault(plan.toml, []).append(plan.domain)
+    if snippets and settings.embedded_directory is not None:
+        parts.append("there is no configuration yet: `datalayer init` writes a file that names what is in use; to that")
+    parts += [f"add for {', '.join(domains)}, and fill in:\n\n{toml}\n" for toml, domains in snippets.items()]
     if found.steps:
         lines = [(f"{n}.", s.command, s.why, _weight(s), _time(s)) for n, s in enumerate(found.steps, 1)]
         parts.append("\n" + table(lines, ("", "step", "why", "size", "time")))

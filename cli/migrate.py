@@ -16,8 +16,8 @@ from datalayer.cli.texts import status_text, table
 from datalayer.clock import SystemClock
 from datalayer.control.base import Migration
 from datalayer.domains.movement import Movement, movement_of
-from datalayer.domains.soft import TTL_MAX_S
-from datalayer.errors import NotFinished
+from datalayer.domains.soft import SOFT_DOMAINS, TTL_MAX_S
+from datalayer.errors import NotFinished, PreconditionFailed
 from datalayer.migrators.coordinator import Coordinator
 from datalayer.migrators.opening import open_places
 from datalayer.migrators.options import MigrateOptions
@@ -95,11 +95,22 @@ def migrate(console: Console, /, domain: str, target: str | None, *, dry_run: bo
         _list_targets(console, domain)
         return
     request = Request(console.settings(), domain, target, options)
+    if reason := _gone_with_this(request.settings, domain, target):
+        raise PreconditionFailed(f"{domain} cannot go to {target!r}: {reason}")
     if dry_run:
         _dry_run(console, request)
     else:
         with moving_bulk():
             carry_out(console, request)
+
+
+def _gone_with_this(settings: Settings, domain: str, target: str) -> str | None:
+    """Why memory is no target of a command, whose process ends: only a test has everything in one process."""
+    backend = settings.backends.get(target)
+    url = None if backend is None else backend.url
+    if domain in SOFT_DOMAINS or url is None or url.scheme != "memory" or settings.control.scheme == "memory":
+        return None
+    return f"{target} is the memory of each process; what this command moves there is gone when it ends"
 
 
 def _options(
@@ -204,7 +215,9 @@ def _list_targets(console: Console, domain: str) -> None:
     async def look(places: Places) -> tuple[Routing, Migration | None, list[Target]]:
         return *await standing_of(places, domain), await possible_targets(places, domain)
 
-    routing, live, targets = with_places(console, look, claim=True)
+    settings = console.settings()
+    routing, live, found = with_places(console, look, claim=True)
+    targets = [replace(t, reason=_gone_with_this(settings, domain, t.backend) or t.reason) for t in found]
     rows = [(t.backend, t.product, "possible" if t.reason is None else t.reason) for t in targets]
     data = {
         "domain": domain,

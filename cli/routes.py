@@ -22,29 +22,29 @@ def routes(console: Console) -> None:
     """Show which backend serves each domain, as the control store says."""
     settings = console.settings()
 
-    async def look(places: Places) -> dict[str, Routing]:
+    async def look(places: Places) -> list[dict[str, Any]]:
         _, routings = await places.control.routings()
-        return routings
+        return [_described(domain, routings.get(domain), settings, places) for domain in MOVABLE]
 
-    routings = with_places(console, look)
-    listed = [_described(domain, routings.get(domain), settings) for domain in MOVABLE]
+    listed = with_places(console, look)
     rows = [[item[name] or "-" for name in _HEAD] for item in listed]
     console.result({"routes": listed}, table(rows, _HEAD))
 
 
-def _first(domain: str, settings: Settings) -> str | None:
-    """The backend that will be its first place; None where an optional domain has none."""
+def _first(domain: str, settings: Settings, places: Places) -> str | None:
+    """The backend that will be its first place; None where there is none that can hold it."""
     try:
-        return settings.backend_of(domain).name
+        name = settings.backend_of(domain).name
     except ConfigurationError:
         if domain not in OPTIONAL:
             raise
         return None
+    return name if name in places.backends and places.backends[name].refuses(domain) is None else None
 
 
-def _described(domain: str, routing: Routing | None, settings: Settings) -> dict[str, Any]:
+def _described(domain: str, routing: Routing | None, settings: Settings, places: Places) -> dict[str, Any]:
     if routing is None:
-        first = _first(domain, settings)
+        first = _first(domain, settings, places)
         return dict(zip(_HEAD, (domain, first, "not placed yet", 0, None, None), strict=True))
     authority, mirror = routing.authority, routing.mirror
     values = (

@@ -244,7 +244,13 @@ async def _unplaced(settings: Settings, backends: Mapping[str, Backend], domain:
         if domain not in OPTIONAL:
             raise
         return Finding(what, True, "no backend was given to it: nobody can use it")
-    return Finding(what, True, f"not placed yet; {first} will be its first place")
+    reason = backends[first].refuses(domain) if first in backends else None
+    if reason is None:
+        return Finding(what, True, f"not placed yet; {first} will be its first place")
+    hint = f"[routes] {domain} = NAME of a backend that can"
+    if domain in OPTIONAL and domain not in settings.routes:
+        return Finding(what, True, f"no backend was given to it, so nobody can use it: {reason} ({hint})")
+    return Finding(what, False, f"{first} cannot be its first place: {reason}", hint)
 
 
 async def _meta(control: Control, backends: Mapping[str, Backend], routings: Mapping[str, Routing]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -11,7 +12,7 @@ from datalayer.domains.record import canonical_json
 from datalayer.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from datalayer.clock import Clock
     from datalayer.repositories.limits import Limits
@@ -61,6 +62,8 @@ def as_limit(limit: object, most: int = PAGE_MAX) -> int:
 
 def as_ids(values: Iterable[UUID | str], what: str, most: int = MANY_MAX) -> tuple[UUID, ...]:
     """Several UUIDs, bounded."""
+    if isinstance(values, str | bytes | UUID) or not isinstance(values, Iterable):
+        raise InvalidArgument(f"{what} must be a list of ids, not one {type(values).__name__}", hint=f"{what}=[id]")
     ids = tuple(as_uuid(value, what) for value in values)
     if len(ids) > most:
         raise InvalidArgument(f"{len(ids)} of {what} were passed; the limit is {most}")

@@ -186,8 +186,6 @@ def _is_named(phrase: Phrase, user: User) -> bool:
 
 
 def _rooms(conversations: Iterable[UUID | str]) -> tuple[UUID, ...]:
-    if isinstance(conversations, str | bytes | UUID):
-        raise InvalidArgument("conversations must be a list of ids, not one", hint="conversations=[id]")
     return tuple(sorted(set(as_ids(conversations, "conversations", MANY_MAX))))
 
 

@@ -29,6 +29,23 @@ def wrong(world: World) -> dict[str, str]:
     return {item["check"]: item["detail"] for item in told["findings"] if not item["ok"]}
 
 
+def test_a_backend_that_cannot_hold_a_domain_is_not_told_as_its_first_place(world: World) -> None:
+    def said_of_media() -> tuple[bool, str, str | None]:
+        told = world.json("doctor", exit_code=None)
+        found = next(item for item in told["findings"] if item["check"] == "route media")
+        route = next(route for route in world.json("routes")["routes"] if route["domain"] == "media")
+        return found["ok"], found["detail"], route["backend"]
+
+    ok, detail, first = said_of_media()
+    assert (ok, first) == (True, None)
+    assert detail.startswith("no backend was given to it, so nobody can use it: media would be gone with this process")
+    assert "[routes] media = NAME" in detail
+    world.config.write_text(CONFIG + '[routes]\nmedia = "other"\n')
+    ok, detail, first = said_of_media()
+    assert (ok, first) == (False, None)
+    assert detail == "other cannot be its first place: media would be gone with this process"
+
+
 def test_an_installation_in_order_is_ok(world: World) -> None:
     world.fill(1)
     told = world.json("doctor")

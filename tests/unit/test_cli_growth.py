@@ -1,5 +1,6 @@
 """datalayer plan and grow: what they say, that a plan changes nothing, and that a growth goes on wherever it was cut short."""
 
+import asyncio
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,22 @@ def test_a_rate_that_was_chosen_is_what_the_time_goes_by(world: World) -> None:
     step = next(step for step in told["steps"] if step["domain"] == "messages")
     assert 10 <= step["seconds"] < 11
     assert step["rate"].startswith("--rate")
+
+
+def test_who_has_no_configuration_is_told_to_begin_with_what_is_in_use(world: World) -> None:
+    assert "datalayer init" not in world.run("plan", "--size", "100m", exit_code=3).stdout
+    world.config.unlink()
+    asyncio.run(_open_and_close())
+    told = world.run("plan", "--size", "100m", exit_code=3).stdout
+    assert "`datalayer init` writes a file that names what is in use; to that\nadd for users, conversations" in told
+    before = world.json("routes")
+    world.run("init")
+    assert world.json("routes") == before
+
+
+async def _open_and_close() -> None:
+    async with DataLayer.open():
+        pass
 
 
 def test_a_missing_backend_is_named_with_what_to_add(world: World) -> None:

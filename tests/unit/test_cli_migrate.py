@@ -49,6 +49,19 @@ def test_without_a_target_it_lists_them_with_reasons(world: World) -> None:
     assert "possible" in world.run("migrate", "messages").stdout
 
 
+def test_a_command_moves_nothing_into_its_own_memory(world: World) -> None:
+    world.config.write_text('[backends.main]\nurl = "sqlite:///main.sqlite"\n[backends.cache]\nurl = "memory://"\n')
+    world.fill(3)
+    for domain in ("messages", "users", "sessions", "search"):
+        told = world.json("migrate", domain)
+        assert {t["backend"]: t["possible"] for t in told["targets"]}["cache"] is False
+        for more in ("--yes", "--dry-run"):
+            refused = world.run("migrate", domain, "--to", "cache", more, exit_code=3).stderr
+            assert f"{domain} cannot go to 'cache': cache is the memory of each process" in refused
+    assert started(world) == []
+    assert world.bodies() == ["m0", "m1", "m2"]
+
+
 def test_it_moves_the_domain_and_stops_where_the_way_back_is_open(world: World) -> None:
     world.fill(30)
     told = world.json("migrate", "messages", "--to", "other", "--yes")

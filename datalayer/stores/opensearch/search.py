@@ -230,7 +230,12 @@ async def create_index(session: OpenSearchSession, base: str, alias: str) -> Non
     if answer.status == 400:
         kind = type_of(answer.body)
         if kind != "resource_already_exists_exception":
-            raise PreconditionFailed(f"{session.where} does not make the index {index_of(alias)}: {kind}")
+            raise PreconditionFailed(
+                f"{session.where} does not make the index {index_of(alias)}: {kind}",
+                hint=f"give this backend another prefix, or remove what is named {alias}"
+                if kind == "invalid_alias_name_exception"
+                else "",
+            )
         await check_index(session, base, alias)
 
 
