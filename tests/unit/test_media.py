@@ -3,6 +3,7 @@
 import asyncio
 import io
 import random
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -19,6 +20,7 @@ from datalayer.errors import (
     InvalidArgument,
     NotFound,
     PreconditionFailed,
+    Unavailable,
 )
 from datalayer.ids import IdSource
 from datalayer.layer import DataLayer
@@ -240,6 +242,24 @@ async def test_a_folder_has_no_urls(layer: DataLayer) -> None:
     with pytest.raises(PreconditionFailed, match="no URLs of its own"):
         await layer.media.presign_put(owner_id=uuid4(), size=3, content_type="a/b")
     assert await layer.media.url(item) is None
+
+
+async def test_a_full_disk_is_told_and_nothing_is_seen(layer: DataLayer, place: Path) -> None:
+    """No file may grow beyond 1 MB: what a full disk does to an upload, without one."""
+    owner, data = uuid4(), random.Random(1).randbytes(1_900_000)
+    item = uuid7()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(Unavailable, match="cannot be stored: the disk is full") as told:
+            await layer.media.put(owner_id=owner, data=data, content_type="a/b", id=item)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.hint == "make room, then try again"
+    assert files(place) == []
+    assert (await layer.media.list(owner)).items == ()
+    stored = await layer.media.put(owner_id=owner, data=data, content_type="a/b", id=item)
+    assert await layer.media.read(stored) == data
 
 
 async def test_a_cdn_is_built_upon(place: Path) -> None:
