@@ -64,7 +64,7 @@ async def _once(store: Objects, name: str) -> None:
         return
     raise Failed(
         "it replaced an object that was there: it ignores If-None-Match",
-        "use a server that has it (AWS S3, MinIO of 2024-10 or later, versitygw): others lose uploads",
+        "use a server that has it (AWS S3, a newer MinIO, versitygw): others lose uploads",
     )
 
 

@@ -44,8 +44,16 @@ async def seen(layer: DataLayer, backend: str) -> None:
 
 @pytest.mark.servers
 @pytest.mark.life_cycle("media")
-@pytest.mark.parametrize("catalogue", ["sqlite", "postgres"])
-@pytest.mark.parametrize(("source", "target"), [("files", "s3"), ("s3", "s3"), ("s3", "files"), ("files", "files")])
+@pytest.mark.parametrize(
+    ("source", "target", "catalogue"),
+    [
+        ("files", "s3", "postgres"),
+        ("s3", "s3", "sqlite"),
+        ("s3", "files", "sqlite"),
+        ("s3", "files", "postgres"),
+        ("files", "files", "sqlite"),
+    ],
+)
 async def test_media_go_over_and_back_and_over_under_traffic(
     servers: Servers, tmp_path: Path, source: str, target: str, catalogue: str
 ) -> None:

@@ -121,6 +121,12 @@ async def test_a_write_that_an_overloaded_server_refuses_was_not_done() -> None:
             await put(backend)
 
 
+async def test_a_server_that_cannot_do_it_is_not_asked_for_ever() -> None:
+    async with scripted(refusal(501, "NotImplemented")) as (backend, _):
+        with pytest.raises(PreconditionFailed, match="NotImplemented"):
+            await put(backend)
+
+
 async def test_where_nobody_listens_nothing_was_sent() -> None:
     async with scripted(DONE) as (backend, _):
         url = BackendUrl.parse("s3://key:secret@bucket?endpoint=http://127.0.0.1:1&region=us-east-1")

@@ -71,9 +71,9 @@ def of_code(code: str, status: int, bucket: str, what: str, *, write: bool = Fal
         return _denied(bucket, what)
     if status == 404:
         return _absent(bucket, what)
-    if write and status >= 500 and status != 503:
+    if write and status >= 500 and status not in {501, 503}:
         return _unknown(bucket, what)
-    if status >= 500 or code in {"SlowDown", "RequestTimeout"}:
+    if (status >= 500 and status != 501) or code in {"SlowDown", "RequestTimeout"}:
         return Unavailable(f"the S3 server of bucket {bucket!r} is overloaded or fails ({what}, {code or status})")
     return PreconditionFailed(f"the S3 server of bucket {bucket!r} refuses {what} ({code or status})")
 
