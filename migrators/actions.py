@@ -10,6 +10,7 @@ from datalayer.migrators.around import SHORT_BACKLOG, drain_around, leave_domain
 from datalayer.migrators.backfill import Backfill
 from datalayer.migrators.fleet import await_fleet
 from datalayer.migrators.plan import Until
+from datalayer.migrators.regions import check_shares
 from datalayer.migrators.throttle import RateCap, following
 from datalayer.migrators.verify import Verifier
 from datalayer.migrators.work import stores_last_writer
@@ -49,6 +50,7 @@ async def fit_target(places: Places, domain: str, target: Place) -> str:
     reason = backend.refuses(base_domain(domain))
     if reason:
         raise PreconditionFailed(reason)
+    check_shares(backend, domain)
     deployment = await places.control.deployment()
     meta = await backend.read_meta()
     for (held, attempt), row in meta.items():

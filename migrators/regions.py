@@ -14,10 +14,12 @@ from datalayer.migrators.lease import held_lease
 from datalayer.routing.claims import RACES_MAX
 from datalayer.routing.regional import RegionalUsers
 from datalayer.routing.regionrecord import DOCUMENT, USERS, check, configured, document_of, recorded
-from datalayer.routing.shards import base_domain
+from datalayer.routing.shards import base_domain, share_out
+from datalayer.stores.sharded import ShardedBackend
 
 if TYPE_CHECKING:
     from datalayer.routing.places import Places
+    from datalayer.stores.base import Backend
 
 PAGE: Final = 1000
 CALL_S: Final = 30.0
@@ -32,6 +34,18 @@ class Outside:
     region: str
     lies_in: str
     shard: str
+
+
+def check_shares(backend: Backend, domain: str) -> None:
+    """PreconditionFailed where a region would get no slots: they are divided once, and its users could never lie there."""
+    if domain != USERS or not isinstance(backend, ShardedBackend):
+        return
+    given = {backend.regions.get(shard) for shard in share_out(backend.groups, backend.weights)}
+    for region in sorted(set(backend.regions.values()) - given):
+        raise PreconditionFailed(
+            f"no slots of backend {backend.name!r} would fall to region {region!r}",
+            hint="give a shard of it a weight, or the backend more slot_groups",
+        )
 
 
 async def outside(places: Places) -> list[Outside]:

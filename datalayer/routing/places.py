@@ -167,7 +167,9 @@ class Places:
             return self.backends[place.backend]
         except KeyError:
             message = f"the control store routes data to backend {place.backend!r}, which is not configured here"
-            raise RoutingMismatch(message, hint=f"add [backends.{place.backend}] to the configuration") from None
+            whole, _, shard = place.backend.partition("/")
+            missing = f"{shard} to [backends.{whole}] members" if shard else f"[backends.{whole}] to the configuration"
+            raise RoutingMismatch(message, hint=f"add {missing}") from None
 
     def store(self, domain: str, place: Place) -> Any:
         """The store of a domain or slot group at a place (Port, typed reads, Transactional where the product is)."""

@@ -94,7 +94,8 @@ class RegionalUsers(ShardedUsers):
         """InvalidArgument for a region that no shard has."""
         if region not in self.regions.names:
             raise InvalidArgument(
-                f"no shard of {self.place.backend!r} is in region {region!r}", hint=f"one of {self.regions.names}"
+                f"no shard of {self.place.backend!r} is in region {region!r}",
+                hint=f"one of: {', '.join(self.regions.names)}",
             )
 
     def region_of(self, user_id: UUID) -> str:

@@ -381,3 +381,17 @@ def load_settings_of(world: World, text: str) -> Settings:
     other = world.folder / "other.toml"
     other.write_text(text)
     return load_settings(other)
+
+
+@pytest.mark.parametrize("line", ["weights = { s0 = 0 }", "slot_groups = 1"])
+def test_a_region_that_would_get_no_slots_keeps_users_from_going_there(world: World, line: str) -> None:
+    fill(world)
+    text = world.config.read_text()
+    world.config.write_text(text.replace("slot_groups = 8", line))
+    ended = world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config, exit_code=3)
+    empty = "eu" if "weights" in line else "us"
+    assert f"no slots of backend 'shards' would fall to region '{empty}' (give a shard of it a weight" in ended.stderr
+    assert world.json("migrations", "list", "--config", world.config)["migrations"] == []
+    world.config.write_text(text)
+    world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
+    assert_all_at_home(world)

@@ -400,8 +400,9 @@ def test_a_process_that_does_not_know_a_shard_says_so_and_serves_the_rest(
     world.run("shards", "rebalance", "--add", "s2", "--yes", "--config", world.config)
     refused = world.run("shards", "list", "--config", old, exit_code=3)
     assert "not configured here" in refused.stderr
-    with pytest.raises(RoutingMismatch, match="not configured here"):
+    with pytest.raises(RoutingMismatch, match="not configured here") as mismatch:
         asyncio.run(opened(old))
+    assert mismatch.value.hint == "add s2 to [backends.shards] members"
 
 
 async def opened(config: Path) -> None:
