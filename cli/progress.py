@@ -12,6 +12,8 @@ from datalayer.migrators.plan import IN_HOLD
 
 DRAW_EVERY_S: Final = 0.1
 EVENT_EVERY_S: Final = 0.5
+TRYING_AGAIN: Final = "trying again"
+"""How the engine's note of a stage that failed and begins anew ends."""
 _CLEAR: Final = "\r\x1b[K"
 _BAR_MAX: Final = 30
 _WIDTH_MIN: Final = 70
@@ -87,6 +89,8 @@ class Watcher:
         self._event_at: dict[str, float] = {}
         self._in_hold = False
         self._later: list[tuple[dict[str, Any], str]] = []
+        self._said: set[str] = set()
+        self._repeated: set[str] = set()
 
     def stage(self, stage: str, phase: str) -> None:
         self._tell({"event": "stage", "stage": str(stage), "phase": phase}, f"{stage} (phase {phase})")
@@ -128,6 +132,16 @@ class Watcher:
         told, self._later = self._later, []
         for event, text in told:
             self._console.event(event)
-            if text:
+            if text and not self._repeats(text):
                 self._bar.clear()
                 self._console.say(text)
+
+    def _repeats(self, text: str) -> bool:
+        """Whether an attempt says what the attempt before it said: an outage is told once, not once a second."""
+        repeats = text in self._repeated
+        if not repeats:
+            self._repeated = set()
+            self._said.add(text)
+            if text.endswith(TRYING_AGAIN):
+                self._repeated, self._said = self._said, set()
+        return repeats

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from datalayer.cli.console import Console
-from datalayer.cli.progress import ProgressBar, Watcher, duration, line
+from datalayer.cli.progress import TRYING_AGAIN, ProgressBar, Watcher, duration, line
 from datalayer.control.base import ProcessInfo
 from datalayer.control.memory_server import SERVERS as CONTROL_SERVERS
 from datalayer.layer import MOVABLE
@@ -254,6 +254,26 @@ def test_what_was_held_back_is_said_when_the_hold_fails(capsys: pytest.CaptureFi
     watcher.note("killed")
     watcher.close()
     assert capsys.readouterr().err == "killed\n"
+
+
+def test_an_outage_is_told_once_and_what_is_new_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def attempt(reason: str) -> list[str]:
+        watcher.stage("backfill", "dual")
+        watcher.step(Action.BACKFILL, "failed", reason)
+        watcher.note(f"backfill: {reason}; {TRYING_AGAIN}")
+        return capsys.readouterr().err.splitlines()
+
+    watcher = Watcher(Console())
+    assert len(attempt("x does not answer")) == 3
+    assert attempt("x does not answer") == attempt("x does not answer") == []
+    assert attempt("x refuses the login") == [
+        "  backfill failed: x refuses the login",
+        "backfill: x refuses the login; trying again",
+    ]
+    watcher.stage("backfill", "dual")
+    watcher.step(Action.BACKFILL, "done", "5 rows")
+    watcher.stage("backfill", "dual")
+    assert capsys.readouterr().err.splitlines()[-2:] == ["  backfill: 5 rows", "backfill (phase dual)"]
 
 
 def test_presence_in_memory_is_named_once_there_are_several_processes(world: World) -> None:
