@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from datalayer.cli.console import Console, command, group
 from datalayer.cli.progress import Watcher
@@ -116,7 +118,7 @@ def plan(
 ) -> None:
     """Show what `rebalance` would move, and change nothing."""
     chosen = with_places(console, _choose(domain, by, add, drain, weights))
-    steps = [f"datalayer shards rebalance {domain}"] if chosen.moves or chosen.begun else []
+    steps = [_typed("rebalance")] if chosen.moves or chosen.begun else []
     console.result(_told(chosen), _plan_text(chosen), next_steps=steps)
 
 
@@ -206,6 +208,22 @@ def sweep(console: Console) -> None:
     console.result(data, text)
 
 
+def _typed(name: str | None) -> str:
+    """This command with what was given to it, under a name; without --config and --yes."""
+    context = click.get_current_context()
+    words = ["datalayer", "shards", str(name)]
+    for parameter in context.command.params:
+        given = str(parameter.name)
+        typed = context.get_parameter_source(given) is ParameterSource.COMMANDLINE
+        if given not in context.params or not typed or given == "yes":
+            continue
+        value = context.params[given]
+        option = parameter.opts[:1] if isinstance(parameter, click.Option) else []
+        for one in value if isinstance(value, tuple) else (value,):
+            words += option if one is True else [*option, shlex.quote(str(one))]
+    return " ".join(words)
+
+
 def _choose(domain: str, by: By, added: Sequence[str], drained: Sequence[str], weights: str | None) -> Choose:
     async def choose(places: Places) -> Chosen:
         sharding = await sharding_of(places, domain)
@@ -257,7 +275,7 @@ def _carry_out(
 ) -> None:
     options = MigrateOptions(rate_rows_per_s=rate, max_hold_ms=max_hold, assume_dead=assume_dead).checked()
     before = with_places(console, choose)
-    console.way_on = [f"datalayer shards rebalance {domain} --yes"]
+    console.way_on = [f"{_typed(click.get_current_context().info_name)} --yes"]
     if not before.moves and not before.begun:
         console.result(_told(before) | _done(Moved()), "there is nothing to move")
         return

@@ -474,3 +474,14 @@ def test_whole_groups_are_found_by_their_slots(world: World) -> None:
 def test_options_of_a_move_are_checked_before_anything_moves() -> None:
     with pytest.raises(ValueError, match="max-hold"):
         MigrateOptions(max_hold_ms=0).checked()
+
+
+def test_the_way_on_is_the_command_with_its_options(world: World) -> None:
+    sharded(world, 2)
+    chosen = ("--by", "slots", "--drain", "s1", "--weights", "s0=1,s1=1")
+    planned = world.json("shards", "plan", *chosen, "--config", world.config)
+    config = f"--config {world.config}"
+    assert planned["next_steps"] == [f"datalayer shards rebalance {' '.join(chosen)} {config}"]
+    move = ("move", "users", "--slots", "0-511", "--to", "s1", "--rate", "5.0", "--purge")
+    ended = world.run("shards", *move, "--config", world.config, exit_code=5)
+    assert f"next: datalayer shards {' '.join(move)} --yes {config}" in ended.stderr
