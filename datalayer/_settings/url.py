@@ -20,7 +20,7 @@ from datalayer._settings.faults import Fault, SettingsError, choice, nearest
 
 MASK: Final = "***"
 Option = str | int | bool
-_Kind = Literal["text", "int", "bool", "secret", "endpoint"]
+_Kind = Literal["text", "int", "bool", "secret", "endpoint", "address"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ SCHEMES: Final[Mapping[str, _Scheme]] = MappingProxyType(
                 "application_name": "text",
                 "channel_binding": "text",
                 "connect_timeout": "int",
-                "direct": "text",  # host:port past the pooler, for LISTEN
+                "direct": "address",  # host:port past the pooler, for LISTEN
                 "gssencmode": "text",
                 "host": "text",  # folder of the local socket
                 "pgbouncer": "bool",  # behind a pooler in transaction mode: no prepared statements
@@ -325,4 +325,6 @@ def _option(name: str, value: str, kind: _Kind) -> Option:
         return value.lower() in _TRUE
     if kind == "endpoint" and (not re.match(r"https?://.", value) or "@" in value):
         raise _Malformed(f"has an option {name} that is not http(s)://host:port without a login")
+    if kind == "address" and not re.fullmatch(r".+:[0-9]{1,5}", value):
+        raise _Malformed(f"has an option {name} that is not HOST:PORT")
     return value

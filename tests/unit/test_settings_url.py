@@ -211,3 +211,11 @@ def test_every_login_can_be_written(user: str, password: str, database: str) -> 
         return
     url = BackendUrl.parse(f"postgresql://{parts[0]}:{parts[1]}@h/{parts[2]}")
     assert (url.user, url.password, url.database) == (user, password, database)
+
+
+@pytest.mark.parametrize("direct", ["127.0.0.1", "db", ":5432", "db:port", "db:"])
+def test_the_server_behind_a_pooler_is_named_with_its_port(direct: str) -> None:
+    url = "postgresql://app@bouncer:6432/app?pgbouncer=true&direct="
+    assert BackendUrl.parse(f"{url}db:5432").options["direct"] == "db:5432"
+    with pytest.raises(SettingsError, match="has an option direct that is not HOST:PORT"):
+        BackendUrl.parse(f"{url}{direct}")
