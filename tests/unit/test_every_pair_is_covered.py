@@ -35,7 +35,7 @@ def covered_by(module: ModuleType) -> Iterator[Pair]:
                 continue
             names, values = mark.args
             if names == "pair":
-                yield from values
+                yield from (value.values[0] for value in values)
             elif tuple(names) == ("source", "target"):
                 named = [tuple(KIND_OF[word] for word in getattr(value, "values", value)) for value in values]
                 yield from (Pair(domain, *pair) for domain in domains for pair in named)
