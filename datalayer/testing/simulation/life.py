@@ -140,6 +140,9 @@ class Life:
             await _sleep_unless(self.over, rng.expovariate(1 / 1.5))
             if self.over.is_set() or not self.plan.stormy:
                 continue
+            if not world.processes:  # all have died, and none could start while the control store was down
+                await self._restart()
+                continue
             await rng.choice((self._outage, self._crash, self._pause, self._outage, self._crash, self._pause))()
             self._count_dead()
             if len(world.processes) < PROCESSES:
