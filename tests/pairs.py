@@ -1,9 +1,11 @@
 """Every ordered pair of stores of every domain, read from what this version serves, so that a new store cannot be forgotten."""
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 from datalayer.clock import SystemClock
 from datalayer.domains.movement import Movement, movement_of
@@ -33,6 +35,20 @@ KIND_OF = {
     "opensearch": "OpenSearch",
 }
 """What tests call the kinds."""
+
+
+def cases(kinds: Sequence[str], *, itself: Container[str] | None = None) -> list[Any]:
+    """Every ordered pair of kinds as parameters of a test: `make test` runs those in which each kind is left once and
+    reached once, `make deep` all. With ``itself`` pairs of a kind with itself, too, in `make test` of these kinds.
+    """
+    found: list[Any] = []
+    for at, source in enumerate(kinds):
+        for target in kinds:
+            if source == target and itself is None:
+                continue
+            chosen = target == kinds[(at + 1) % len(kinds)] or (source == target and source in (itself or ()))
+            found.append(pytest.param(source, target, marks=() if chosen else pytest.mark.deep))
+    return found
 
 
 class Pair(NamedTuple):

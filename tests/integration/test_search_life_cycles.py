@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,6 +15,7 @@ from datalayer.layer import DataLayer, make_backends
 from datalayer.migrators.plan import Until
 from datalayer.settings import parse_settings
 from tests.integration.live import create_schemas
+from tests.pairs import cases
 from tests.servers import Servers
 from tests.unit.index_world import coordinator, in_step
 
@@ -100,7 +100,7 @@ async def opened_settings(urls: dict[str, str], control: str, **routes: str) -> 
 
 
 @pytest.mark.life_cycle("search")
-@pytest.mark.parametrize(("source", "target"), list(product(INDEXES, INDEXES)))
+@pytest.mark.parametrize(("source", "target"), cases(INDEXES, itself={"opensearch"}))
 async def test_an_index_goes_over_and_back_and_over_under_traffic(place: Place, source: str, target: str) -> None:
     """Every ordered pair; of one kind, the first way is a rebuild where it is, and the second to another place."""
     urls = {"main": place("sqlite"), "a": place(source), "b": place(target)}

@@ -14,6 +14,7 @@ from datalayer.routing.route import Phase
 from datalayer.settings import Settings, parse_settings
 from tests.integration.live import coordinator_of, create_schemas
 from tests.integration.logins import Logins, logins
+from tests.pairs import cases
 from tests.servers import Servers
 
 pytestmark = pytest.mark.servers
@@ -97,7 +98,7 @@ async def let_run(live: Logins, rounds: int = 1) -> None:
 
 
 @pytest.mark.life_cycle("sessions")
-@pytest.mark.parametrize(("source", "target"), PAIRS)
+@pytest.mark.parametrize(("source", "target"), cases(KINDS))
 async def test_sessions_go_over_and_back_and_over_under_traffic(place: Place, source: str, target: str) -> None:
     settings = await settings_for(place, source, target)
     async with logins(settings) as live:

@@ -1,7 +1,6 @@
 """Presence and typing go over and back and over on real stores, every pair of products, while users beat."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from datalayer.migrators.schema_upgrade import Upgrade
 from datalayer.settings import Settings, parse_settings
 from datalayer.types import Presence
 from tests.integration.redis_backends import prefixed
+from tests.pairs import cases
 from tests.servers import Servers
 
 pytestmark = pytest.mark.servers
@@ -122,14 +122,8 @@ async def life(settings: Settings, domain: str, target: str) -> None:
         await coordinator.purge()
 
 
-PAIRS = [
-    pytest.param(source, target, marks=[pytest.mark.deep] if source == target else [])
-    for source, target in itertools.product(KINDS, KINDS)
-]
-
-
 @pytest.mark.life_cycle("presence", "typing")
-@pytest.mark.parametrize(("source", "target"), PAIRS)
+@pytest.mark.parametrize(("source", "target"), cases(KINDS, itself=()))
 async def test_nobody_who_beats_is_called_away_by_a_move(
     tmp_path: Path, place: Callable[[str], str], source: str, target: str
 ) -> None:
