@@ -12,7 +12,7 @@ from datalayer.testing.simulation.matrix import Matrix, all_cases
 from tests.conftest import TIER
 from tests.simulation.mutants import MUTANTS, Mutant
 
-SEEDS = 120
+SEEDS = 240
 CASES = 400
 IN_CHECK = {"lapsing fence not made permanent", "no tombstones", "intent after the write"}
 """The slice of `make check`; `make test` runs them all."""
