@@ -126,7 +126,7 @@ class TcpProxy:
         """Ends the proxy; harmless when done twice."""
         if self._loop.is_closed():
             return
-        self._call(self._cut())
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CALL_TIMEOUT_S)
         self._loop.close()
@@ -165,6 +165,16 @@ class TcpProxy:
             self._server.close()
             self._server = None
         await self._drop()
+
+    async def _end(self) -> None:
+        await self._cut()
+        # A connection that is being accepted is no link yet, and would be left open.
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._drop()
+        await asyncio.sleep(0)  # what was closed is given back at the loop's next turn
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(writer)
