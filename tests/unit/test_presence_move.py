@@ -17,7 +17,7 @@ from datalayer.migrators.plan import Until
 from datalayer.routing.route import Place
 from datalayer.routing.soft import MISSED
 from datalayer.stores.memory import MemoryBackend
-from datalayer.stores.memory.server import SERVERS, MemoryServer
+from datalayer.stores.memory.server import MemoryServer
 from datalayer.stores.memory.soft import MemorySoft
 from datalayer.types import from_us
 from tests.unit.index_world import opened
@@ -28,9 +28,9 @@ ANN, BOB = UUID(int=1), UUID(int=2)
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> dict[str, MemoryServer]:
     made = {name: MemoryServer(name, SystemClock()) for name in ("pa", "pb")}
-    for name, server in made.items():
+    for server in made.values():
         server.reach = "network"
-        monkeypatch.setitem(SERVERS, name, server)
+    monkeypatch.setattr("datalayer.stores.memory.server.SERVERS", dict(made))
     return made
 
 

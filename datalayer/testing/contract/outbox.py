@@ -145,8 +145,9 @@ class WrittenOutboxSuite(OutboxSuite):
         store, outbox, maker = await self._followed(fixture)
         guards = GuardSuite()
         guards.domain = self.domain  # type: ignore[misc]
-        guard = store.guard(fixture.attempt_of(store))
-        token = Token("m", self.domain, fixture.attempt_of(store), 1)
+        attempt = fixture.attempt_of(store)
+        guard = store.guard(attempt)
+        token = Token(f"m{attempt}", self.domain, attempt, attempt * 100 + 1)
         await guard.install(token, sealed=False)
         brought = maker.main(self.domain)
         await guard.apply([brought])
