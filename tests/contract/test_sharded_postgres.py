@@ -5,8 +5,8 @@ A place is four groups of tables, and their statements are put together for each
 
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, ClassVar
+from collections.abc import AsyncIterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -28,25 +28,31 @@ from tests.contract.plain_sql import Statement, deletion, upsert
 from tests.contract.regional_suite import RegionSuite
 from tests.contract.sharded_place import ShardedClient, place_of
 from tests.contract.sharded_suites import ShardedMessageGuardSuite, ShardedUserGuardSuite, ShardedUserReadsSuite
-from tests.servers import Servers
+from tests.servers import PostgresServer, Servers
 
 pytestmark = pytest.mark.servers
 
 
-@pytest.fixture(scope="module")
-def urls(servers: Servers) -> dict[str, str]:
-    server = servers.postgres(1)[0]
-    return {name: server.create_database(f"contract_{name}_{uuid.uuid4().hex[:8]}") for name in ("s0", "s1", "s2")}
+class _Ground:
+    """Databases, and a control store that knows of the places in them: those with regions have another than those without."""
+
+    def __init__(self, server: PostgresServer, regions: dict[str, str]) -> None:
+        self.regions = regions
+        self.urls = {
+            name: server.create_database(f"contract_{name}_{uuid.uuid4().hex[:8]}") for name in ("s0", "s1", "s2")
+        }
+        self.control = MemoryControlServer("control", SystemClock())
+        self.attempts = itertools.count(2)
 
 
 @pytest.fixture(scope="module")
-def control() -> MemoryControlServer:
-    return MemoryControlServer("control", SystemClock())
+def plain(servers: Servers) -> _Ground:
+    return _Ground(servers.postgres(1)[0], {})
 
 
 @pytest.fixture(scope="module")
-def attempts() -> Iterator[int]:
-    return itertools.count(2)
+def regional(servers: Servers) -> _Ground:
+    return _Ground(servers.postgres(1)[0], {"s0": "eu", "s1": "us", "s2": "us"})
 
 
 class _Program:
@@ -71,34 +77,38 @@ class _Program:
             await connection.execute(statement[0].encode(), statement[1])
 
 
+async def _fixtures(ground: _Ground, seed: int) -> AsyncIterator[StoreFixture]:
+    clock = SystemClock()
+
+    async def connect() -> Backend:
+        members = {
+            name: create_backend(f"shards/{name}", BackendUrl.parse(url), pool_max=6, clock=clock)
+            for name, url in ground.urls.items()
+        }
+        for member in members.values():
+            await member.open()
+            await member.ensure_schema(create=True)
+        client = ShardedClient(members, ground.control, clock, groups=4, regions=ground.regions)
+        await client.open()
+        return client
+
+    foreign, regions = _Program(ground.urls), sorted(set(ground.regions.values()))
+    async with StoreFixture(connect, ground.attempts, seed=seed, foreign=foreign, regions=regions) as fixture:
+        yield fixture
+
+
 class _Postgres:
-    regions: ClassVar[dict[str, str]] = {}
-
     @pytest.fixture
-    async def fixture(
-        self, seed: int, urls: dict[str, str], control: MemoryControlServer, attempts: Iterator[int]
-    ) -> AsyncIterator[StoreFixture]:
-        clock = SystemClock()
-
-        async def connect() -> Backend:
-            members = {
-                name: create_backend(f"shards/{name}", BackendUrl.parse(url), pool_max=6, clock=clock)
-                for name, url in urls.items()
-            }
-            for member in members.values():
-                await member.open()
-                await member.ensure_schema(create=True)
-            client = ShardedClient(members, control, clock, groups=4, regions=self.regions)
-            await client.open()
-            return client
-
-        regions = sorted(set(self.regions.values()))
-        async with StoreFixture(connect, attempts, seed=seed, foreign=_Program(urls), regions=regions) as fixture:
+    async def fixture(self, seed: int, plain: _Ground) -> AsyncIterator[StoreFixture]:
+        async for fixture in _fixtures(plain, seed):
             yield fixture
 
 
-class _Regional(_Postgres):
-    regions: ClassVar[dict[str, str]] = {"s0": "eu", "s1": "us", "s2": "us"}
+class _Regional:
+    @pytest.fixture
+    async def fixture(self, seed: int, regional: _Ground) -> AsyncIterator[StoreFixture]:
+        async for fixture in _fixtures(regional, seed):
+            yield fixture
 
 
 @pytest.mark.deep
