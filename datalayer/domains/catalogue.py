@@ -107,6 +107,27 @@ class Attach:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """Enter an item, or tombstone, exactly as it was elsewhere, unless anything is known of its id: that stays.
+
+    Its bytes are durable at ``held`` under the name ``upload``, as of ``Attach``; without one the owner must have an
+    object of this content already.
+    """
+
+    owner_id: UUID
+    id: UUID
+    version: int
+    sha256: str
+    size: int
+    content_type: str
+    filename: str | None = None
+    attributes: str = "{}"
+    deleted: bool = False
+    upload: UUID | None = None
+    held: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Describe:
     """Change the given fields of an item, ``filename`` and ``attributes``; its bytes never change."""
 
@@ -145,7 +166,7 @@ class Forget:
     name: UUID
 
 
-CatalogueMutation: TypeAlias = Pend | Attach | Describe | Detach | Hold | Forget
+CatalogueMutation: TypeAlias = Pend | Attach | Restore | Describe | Detach | Hold | Forget
 
 
 def media_key(owner_id: UUID, media_id: UUID) -> bytes:
@@ -173,7 +194,7 @@ def keys_of(mutation: CatalogueMutation) -> tuple[Key, ...]:
     if isinstance(mutation, (Hold, Forget)):
         return (("object", object_key(mutation.owner_id, mutation.sha256)),)
     item: Key = ("media", media_key(mutation.owner_id, mutation.id))
-    if isinstance(mutation, Attach):
+    if isinstance(mutation, Attach) or (isinstance(mutation, Restore) and not mutation.deleted):
         return (item, ("object", object_key(mutation.owner_id, mutation.sha256)))
     return (item,)
 
@@ -242,14 +263,16 @@ def decide(
 ) -> tuple[Media | StoredObject, tuple[Record, ...]]:
     """What a mutation does: (the item or object afterwards, the records to apply). The reference for every store.
 
-    Raises AlreadyExists (the id is another item's), NotFound, Conflict (an object is in use, or the place is the last
-    one that holds it), PreconditionFailed (an upload that began more than UPLOAD_MAX_US ago).
+    Raises AlreadyExists (the id is another item's), NotFound, Conflict (an object is in use, the place is the last one
+    that holds it, or other bytes have half of the hash), PreconditionFailed (an upload that began more than UPLOAD_MAX_US ago).
     """
     match mutation:
         case Pend():
             return _pend(mutation, current.get(keys_of(mutation)[0]), now_us)
         case Attach():
             return _attach(mutation, current, now_us)
+        case Restore():
+            return _restore(mutation, current, now_us)
         case Describe():
             return _describe(mutation, current.get(keys_of(mutation)[0]), now_us)
         case Detach():
@@ -294,25 +317,7 @@ def _attach(mutation: Attach, current: Mapping[Key, Record], now_us: int) -> tup
             return known, ()
         if known.ready or known.deleted or known.upload != mutation.upload:
             raise AlreadyExists(f"media {mutation.id} of owner {mutation.owner_id} exists already", field="id")
-    if id_time_us(mutation.upload) < now_us - UPLOAD_MAX_US:
-        raise PreconditionFailed("this upload began more than a day ago", hint="upload it again")
-    if stored is None or stored.deleted:
-        fields: tuple[FieldValue, ...] = (
-            mutation.sha256,
-            mutation.size,
-            mutation.content_type,
-            mutation.upload.bytes,
-            mutation.held,
-            1,
-            None,
-        )
-    else:
-        if stored.fields[:2] != (mutation.sha256, mutation.size):
-            raise Conflict(
-                f"other bytes of owner {mutation.owner_id} have a hash that begins alike", hint="change them"
-            )
-        fields = (*stored.fields[:5], cast("int", stored.fields[5]) + 1, None)
-    kept = Record("object", key[1], _later(stored, now_us), False, fields)
+    kept = _referred_to(mutation, mutation.upload, stored, now_us)
     shown = (
         READY,
         None,
@@ -324,6 +329,39 @@ def _attach(mutation: Attach, current: Mapping[Key, Record], now_us: int) -> tup
     )
     record = Record("media", item_key[1], _later(item, now_us), False, shown)
     return to_media(record), (record, kept)
+
+
+def _restore(mutation: Restore, current: Mapping[Key, Record], now_us: int) -> tuple[Media, tuple[Record, ...]]:
+    keys = keys_of(mutation)
+    known = current.get(keys[0])
+    if known is not None:
+        return to_media(known), ()
+    about = (mutation.sha256, mutation.size, mutation.content_type, mutation.filename, mutation.attributes)
+    item = Record("media", keys[0][1], mutation.version, mutation.deleted, (READY, None, *about))
+    if mutation.deleted:
+        return to_media(item), (item,)
+    stored = current.get(keys[1])
+    if mutation.upload is None and (stored is None or stored.deleted):
+        raise NotFound(f"owner {mutation.owner_id} has no object of this content")
+    return to_media(item), (item, _referred_to(mutation, mutation.upload, stored, now_us))
+
+
+def _referred_to(mutation: Attach | Restore, upload: UUID | None, stored: Record | None, now_us: int) -> Record:
+    """The object of an item with one reference more: the one that is there, else that of the upload."""
+    if upload is not None and id_time_us(upload) < now_us - UPLOAD_MAX_US:
+        raise PreconditionFailed("this upload began more than a day ago", hint="upload it again")
+    content = (mutation.sha256, mutation.size)
+    if stored is None or stored.deleted:
+        assert upload is not None, "there is an object or an upload"
+        fields: tuple[FieldValue, ...] = (*content, mutation.content_type, upload.bytes, mutation.held, 1, None)
+    else:
+        if stored.fields[:2] != content:
+            raise Conflict(
+                f"other bytes of owner {mutation.owner_id} have a hash that begins alike", hint="change them"
+            )
+        fields = (*stored.fields[:5], cast("int", stored.fields[5]) + 1, None)
+    key = object_key(mutation.owner_id, mutation.sha256)
+    return Record("object", key, _later(stored, now_us), False, fields)
 
 
 def _describe(mutation: Describe, item: Record | None, now_us: int) -> tuple[Media, tuple[Record, ...]]:

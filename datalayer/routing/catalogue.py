@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from datalayer.domains.catalogue import CatalogueMutation
+    from datalayer.domains.record import Key
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
     from datalayer.stores.base import ScanPage
@@ -62,6 +63,11 @@ class Catalogue:
             return found
 
         found: StoredObject | None = await self._at(owner_id, call)
+        return found
+
+    async def fetch(self, keys: Sequence[Key]) -> dict[Key, Record]:
+        """Items and objects by their keys."""
+        found: dict[Key, Record] = await (await self._store()).fetch(keys)
         return found
 
     async def known(self, owner_id: UUID, names: Sequence[UUID]) -> set[UUID]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from datalayer.domains import catalogue
-from datalayer.domains.catalogue import Attach, Describe, Detach, Forget, Hold, Pend
+from datalayer.domains.catalogue import Attach, Describe, Detach, Forget, Hold, Pend, Restore
 from datalayer.errors import AlreadyExists, Conflict, DeadlineExceeded, NotFound, PreconditionFailed, StaleRoute
+from datalayer.stores.base import Executed
 from datalayer.testing.contract.fixture import StoreFixture, outcomes, refused
 from datalayer.testing.contract.model import Model
 from datalayer.testing.contract.port import by_key, fetched
@@ -104,7 +106,7 @@ class CatalogueReadsSuite:
 
 
 class CatalogueExecuteSuite:
-    """Pend, Attach, Describe, Detach, Hold, Forget."""
+    """Pend, Attach, Restore, Describe, Detach, Hold, Forget."""
 
     async def test_random_mutations_do_what_decide_does(self, fixture: StoreFixture) -> None:
         store, maker, model = await fixture.fresh(PLACE), Maker(fixture), Model(PLACE)
@@ -144,6 +146,29 @@ class CatalogueExecuteSuite:
         await store.execute(Detach(put.owner_id, put.id, 0), fixture.deadline())
         await refused(AlreadyExists, store.execute(put, fixture.deadline()))
         assert await store.object(put.owner_id, other.sha256, fixture.deadline()) is None
+
+    async def test_a_restored_item_is_what_it_was_and_what_is_known_stays(self, fixture: StoreFixture) -> None:
+        store, maker = await fixture.place(PLACE), Maker(fixture)
+        owner, content, old_us = maker.id(), maker.sha256(), maker.now_us - 30 * _DAY_US
+        upload = maker.id(maker.now_us)
+        without = Restore(owner, maker.id(), old_us, content, 3, "image/png", "ä.png", '{"a":1}')
+        await refused(NotFound, store.execute(without, fixture.deadline()))
+        assert await store.get(owner, without.id, fixture.deadline()) is None
+        first = replace(without, id=maker.id(), upload=upload, held="files:0")
+        done = await store.execute(first, fixture.deadline())
+        assert (done.entity.version, done.entity.attributes, done.entity.ready) == (old_us, {"a": 1}, True)
+        again = replace(first, version=old_us + 5, filename=None, upload=maker.id(maker.now_us))
+        assert await store.execute(again, fixture.deadline()) == Executed(done.entity, ())
+        assert len((await store.execute(without, fixture.deadline())).records) == 2, "the owner has the object now"
+        found = await store.object(owner, content, fixture.deadline())
+        assert (found.refs, found.name, found.held) == (2, upload, ("files:0",))
+        gone = replace(without, id=maker.id(), sha256="", size=0, content_type="", deleted=True)
+        dead = await store.execute(gone, fixture.deadline())
+        assert (dead.entity.deleted, dead.entity.version, len(dead.records)) == (True, old_us, 1)
+        kept = await store.execute(replace(gone, deleted=False, sha256=content, size=3), fixture.deadline())
+        assert kept.entity.deleted, "a tombstone stays"
+        assert (await store.object(owner, content, fixture.deadline())).refs == 2
+        assert len(await store.of_owner(owner, 5, fixture.deadline())) == 2
 
     async def test_an_item_is_seen_once_its_upload_was_attached(self, fixture: StoreFixture) -> None:
         store, maker = await fixture.place(PLACE), Maker(fixture)
@@ -256,6 +281,25 @@ def _mutation(maker: Maker, model: Model, owner: UUID, items: list[UUID], conten
         (
             Pend(owner, item, upload, 3, "image/png"),
             *(Attach(owner, item, upload, content, 3, "files:0", "image/png", "a.png") for _ in range(2)),
+            Restore(
+                owner,
+                item,
+                maker.now_us - random.randrange(1, _DAY_US),
+                content,
+                3,
+                "image/png",
+                upload=upload,
+                held="files:0",
+            ),
+            Restore(
+                owner,
+                item,
+                maker.now_us - random.randrange(1, _DAY_US),
+                content,
+                3,
+                "image/png",
+                deleted=random.random() < 0.2,
+            ),
             Describe(owner, item, (("filename", f"{random.randrange(3)}"),)),
             Detach(owner, item, random.choice((0, _DAY_US))),
             Hold(owner, content, name, add=random.choice((None, "s3:1", "s3:2"))),
