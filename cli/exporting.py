@@ -13,6 +13,7 @@ from datalayer.cli.console import Console, command
 from datalayer.cli.progress import ProgressBar
 from datalayer.cli.running import Stop, moving_bulk, run
 from datalayer.exporting import SHAPES, ExportProgress, ExportReport, export_domain
+from datalayer.exporting.objects import ENDING
 from datalayer.layer import DataLayer, LayerOptions
 
 
@@ -24,7 +25,7 @@ from datalayer.layer import DataLayer, LayerOptions
 def export(console: Console, domain: str, file: Path, *, include_deleted: bool, overwrite: bool) -> None:
     """Write what is stored of DOMAIN to FILE: .jsonl, .jsonl.gz or .parquet, by its ending.
 
-    FILE appears when it is whole. Each record is as it was at some moment of the export. `datalayer import DOMAIN FILE`
+    FILE appears when it is whole; the bytes of media lie in FILE.objects. Each record is as it was at some moment of the export. `datalayer import DOMAIN FILE`
     stores exactly these records elsewhere.
     """
     flags = " --include-deleted" * include_deleted + " --overwrite" * overwrite
@@ -63,7 +64,10 @@ def _show(console: Console, bar: ProgressBar, stop: Stop, progress: ExportProgre
 
 def _text(report: ExportReport) -> str:
     deleted = f" ({report.deleted:,} of them deleted)" if report.deleted else ""
+    media = ""
+    if report.domain == "media":
+        media = f", {report.objects:,} contents ({report.objects_bytes:,} bytes) in {report.path}{ENDING}"
     return (
-        f"{report.records:,} records of {report.domain}{deleted} in {report.path}, {report.size_bytes:,} bytes "
+        f"{report.records:,} records of {report.domain}{deleted} in {report.path}, {report.size_bytes:,} bytes{media} "
         f"({report.seconds:.1f} s)\ndigest {report.digest}"
     )

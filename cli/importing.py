@@ -69,6 +69,14 @@ def conversations(console: Console, file: Path, *, on_error: Literal["stop", "sk
     return _import(console, "conversations", file, on_error)
 
 
+@command()
+@_file
+@_on_error
+def media(console: Console, file: Path, *, on_error: Literal["stop", "skip"]) -> ExitCode | None:
+    """Store the items of FILE, which `datalayer export media` has made, with their bytes, which lie in FILE.objects."""
+    return _import(console, "media", file, on_error)
+
+
 def _import(console: Console, what: str, file: Path, on_error: Literal["stop", "skip"]) -> ExitCode | None:
     console.way_on = [
         f"datalayer import {what} {shlex.quote(str(file))}{' --on-error skip' if on_error == 'skip' else ''}"
@@ -100,7 +108,7 @@ def _import(console: Console, what: str, file: Path, on_error: Literal["stop", "
     _name(console, file, report.bad, report.bad_count)
     if report.differing_count:
         lines = ", ".join(str(number) for number in report.differing[:SHOWN_MAX])
-        one = what.removesuffix("s")
+        one = "item of media" if what == "media" else what.removesuffix("s")
         console.say(
             f"{report.differing_count} line(s) differ from the {one} stored with their id, which stays: {lines}"
         )
@@ -128,6 +136,7 @@ def _name(console: Console, file: Path, bad: tuple[BadLine, ...], count: int) ->
 
 
 def _text(report: ImportReport, what: str) -> str:
+    what = "items of media" if what == "media" else what
     return (
         f"{report.lines:,} lines: {report.distinct:,} distinct {what}, {report.new:,} new, "
         f"{report.already:,} already there, {report.repeated:,} repeated, {report.bad_count:,} bad "
@@ -135,5 +144,5 @@ def _text(report: ImportReport, what: str) -> str:
     )
 
 
-for _one in (messages, users, conversations):
+for _one in (messages, users, conversations, media):
     import_.add_command(_one)

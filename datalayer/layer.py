@@ -144,7 +144,7 @@ class DataLayer:
         self.places.replica_reads = self._replica_reads
         for router in self._routers.values():
             router.on_answer = self._callers.wrote
-        self._limits = limits = _limits(settings)
+        self._limits = limits = limits_of(settings)
         self.users = Users(self._routers["users"], ids, clock, limits)
         routers = self._routers
         self.search = Search((routers["search"], routers["messages"], routers["users"]), clock, limits)
@@ -386,7 +386,8 @@ async def _told(lag: Awaitable[Lag | IndexLag | None], deadline: Deadline) -> di
     )
 
 
-def _limits(settings: Settings) -> Limits:
+def limits_of(settings: Settings) -> Limits:
+    """The limits that repositories keep, by the configuration."""
     sizes, times = settings.limits, settings.deadlines
     return Limits(
         sizes.body_max_bytes,

@@ -8,6 +8,7 @@ holds for them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from uuid import UUID
@@ -49,6 +50,8 @@ OBJECT: Final = Kind(
 KINDS: Final = (MEDIA, OBJECT)
 READY: Final = "ready"
 PENDING: Final = "pending"
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
+FILENAME_BYTES: Final = 1024
 UPLOAD_MAX_US: Final = 24 * 3600 * 1_000_000
 """An upload that began longer ago is not entered any more; bytes that nobody knows are kept for twice as long."""
 
@@ -269,10 +272,8 @@ def decide(
     match mutation:
         case Pend():
             return _pend(mutation, current.get(keys_of(mutation)[0]), now_us)
-        case Attach():
-            return _attach(mutation, current, now_us)
-        case Restore():
-            return _restore(mutation, current, now_us)
+        case Attach() | Restore():
+            return _enter(mutation, current, now_us)
         case Describe():
             return _describe(mutation, current.get(keys_of(mutation)[0]), now_us)
         case Detach():
@@ -329,6 +330,12 @@ def _attach(mutation: Attach, current: Mapping[Key, Record], now_us: int) -> tup
     )
     record = Record("media", item_key[1], _later(item, now_us), False, shown)
     return to_media(record), (record, kept)
+
+
+def _enter(mutation: Attach | Restore, current: Mapping[Key, Record], now_us: int) -> tuple[Media, tuple[Record, ...]]:
+    if isinstance(mutation, Attach):
+        return _attach(mutation, current, now_us)
+    return _restore(mutation, current, now_us)
 
 
 def _restore(mutation: Restore, current: Mapping[Key, Record], now_us: int) -> tuple[Media, tuple[Record, ...]]:

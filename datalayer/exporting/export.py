@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.domains.record import DIGEST_MODULUS, digest
 from datalayer.domains.users import stands_for_nothing
 from datalayer.errors import NotFinished, PreconditionFailed, StaleRoute
-from datalayer.exporting.shapes import shapes_of
+from datalayer.exporting.media import MediaBytes
+from datalayer.exporting.objects import ObjectFolder
+from datalayer.exporting.shapes import shapes_of, stored_in
 from datalayer.exporting.sink import PartFile, open_sink
 from datalayer.routing.pages import PAGE_ROWS_FIRST, next_limit
 from datalayer.routing.patience import persist
 from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from datalayer.domains.record import Record
@@ -54,6 +57,9 @@ class ExportReport:
     digest: str
     size_bytes: int
     seconds: float
+    objects: int = 0
+    """Of media: how many contents this run wrote into the folder beside the file; others were there already."""
+    objects_bytes: int = 0
 
 
 def silent(_: ExportProgress) -> None:
@@ -72,9 +78,11 @@ async def export_domain(
     """Write what is stored of a domain to a file that ends in .jsonl, .jsonl.gz or .parquet.
 
     The file has its name only when it is whole and on the disk; a run that was killed leaves FILE.part, and the next
-    one begins anew. Users who move to another home region meanwhile may be left out or be there twice. ``progress`` is called between pages and may raise to stop there. Raises InvalidArgument,
-    PreconditionFailed (the file exists, or another export writes it), MissingDependencyError, NotFinished (the store
-    did not answer for a minute, the domain moved, or the disk refuses).
+    one begins anew. The bytes of media lie in the folder FILE.objects, each content under its hash; what a killed run
+    has left of them is used. Users who move to another home region meanwhile may be left out or be there twice.
+    ``progress`` is called between pages and may raise to stop there. Raises InvalidArgument, PreconditionFailed (the
+    file exists, or another export writes it), MissingDependencyError, Corrupt (bytes of media that no store has any
+    more), NotFinished (the store did not answer for a minute, the domain moved, or the disk refuses).
     """
     exporter = _Exporter(layer, domain, progress, include_deleted=include_deleted)
     return await exporter.run(path, overwrite=overwrite)
@@ -92,15 +100,19 @@ class _Exporter:
         self._include_deleted = include_deleted
         self._began = layer.clock.monotonic()
         self._records = self._deleted = self._digest = 0
+        self._bytes: MediaBytes | None = None
 
     async def run(self, path: Path, *, overwrite: bool) -> ExportReport:
         places = self._layer.places
         at = await self._lies()
-        place = at.get(self._domain)
+        stored_as = stored_in(self._domain)
+        place = at.get(stored_as)
         if place is None:
             raise PreconditionFailed(f"{self._domain} has no place: nothing was ever stored")
         await places.ensure_open(place)
-        store: Port = places.store(self._domain, place)
+        store: Port = places.store(stored_as, place)
+        if stored_as != self._domain:
+            self._bytes = MediaBytes(self._layer, ObjectFolder(path))
         with PartFile(path, overwrite=overwrite) as file:
             with file.writing():
                 sink = await asyncio.to_thread(open_sink, file, self._domain, include_deleted=self._include_deleted)
@@ -118,15 +130,22 @@ class _Exporter:
             digest_hex,
             await asyncio.to_thread(os.path.getsize, path),
             round(self._clock.monotonic() - self._began, 3),
+            *((0, 0) if self._bytes is None else (self._bytes.objects, self._bytes.size_bytes)),
         )
 
     async def _lies(self) -> Mapping[str, Place]:
         """Where the domain and its slot groups are served from."""
         _, routings = await self._layer.places.control.routings()
-        return {name: routing.authority for name, routing in routings.items() if base_domain(name) == self._domain}
+        return {
+            name: routing.authority
+            for name, routing in routings.items()
+            if base_domain(name) == stored_in(self._domain)
+        }
 
     async def _scan(self, store: Port, sink: Sink, file: PartFile) -> None:
         estimate = await self._persist(store.estimate)
+        if self._bytes is not None:
+            estimate //= 2  # for each item there is an object
         limit = PAGE_ROWS_FIRST
         for range_ in await self._persist(lambda: store.plan_scan(RANGES)):
             after: str | None = None
@@ -134,21 +153,36 @@ class _Exporter:
             while not done:
                 page: ScanPage = await self._persist(lambda r=range_, a=after, n=limit: store.scan(r, a, n))  # type: ignore[misc]
                 limit, after, done = next_limit(limit, page.records), page.after, page.done
-                with file.writing():
-                    await asyncio.to_thread(self._write, page.records, sink)
-                self._progress(ExportProgress(self._records, estimate, self._clock.monotonic() - self._began))
+                async for records in self._parts(page.records):
+                    with file.writing():
+                        await asyncio.to_thread(self._write, records, sink)
+                    self._progress(ExportProgress(self._records, estimate, self._clock.monotonic() - self._began))
+
+    async def _parts(self, records: list[Record]) -> AsyncGenerator[list[Record], None]:
+        """What is written of a page, in parts: of media those whose bytes lie in the folder then."""
+        wanted = self._wanted(records)
+        if self._bytes is None:
+            yield wanted
+            return
+        async with aclosing(self._bytes.bring(wanted)) as parts:
+            async for part in parts:
+                yield self._wanted(part)
+
+    def _wanted(self, records: list[Record]) -> list[Record]:
+        return [
+            record
+            for record in records
+            if record.kind in self._shapes
+            and (not record.deleted or (self._include_deleted and stands_for_nothing(record)))
+        ]
 
     def _write(self, records: list[Record], sink: Sink) -> None:
-        kept = []
         for record in records:
-            shape = self._shapes.get(record.kind)
-            if shape is None or (record.deleted and not (self._include_deleted and stands_for_nothing(record))):
-                continue
-            kept.append(record)
+            shape = self._shapes[record.kind]
             self._records += 1
             self._deleted += record.deleted
             self._digest = (self._digest + digest(shape.kind, shape.normal(record))) % DIGEST_MODULUS
-        sink.write(kept)
+        sink.write(records)
 
     async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Repeat what fails retryably for a minute."""

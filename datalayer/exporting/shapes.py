@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from datalayer.domains.catalogue import FILENAME_BYTES, MEDIA, READY, SHA256
 from datalayer.domains.conversations import CONVERSATION, MEMBER, ROLES
 from datalayer.domains.messages import MESSAGE
 from datalayer.domains.record import FINAL_LEAD, Kind, Record, canonical_json, check_text, parse_json
@@ -96,8 +97,17 @@ SHAPES: Final[dict[str, tuple[Shape, ...]]] = {
         # Which of its versions a list shows is true of one deployment only: elsewhere the list is made anew.
         Shape(MEMBER, ("conversation_id", "user_id"), dated=False, left_out=(("listed", 0),)),
     ),
+    # Only items whose bytes are there are written.
+    "media": (Shape(MEDIA, ("owner_id", "id"), left_out=(("state", READY), ("upload", None))),),
 }
-"""By domain. Claims follow from users, users' lists from conversations: neither is exported."""
+"""By domain. Claims follow from users, users' lists from conversations, objects from items: none is exported."""
+_NUMBERS: Final = frozenset({"size"})
+"""Whole numbers that are no times."""
+
+
+def stored_in(domain: str) -> str:
+    """The domain whose store holds the records of an export."""
+    return "catalogue" if domain == "media" else domain
 
 
 def shapes_of(domain: str) -> dict[str, Shape]:
@@ -111,11 +121,19 @@ def check_shape(domain: str, record: Record) -> None:
     """InvalidArgument for a record that the library itself would never have stored."""
     if domain == "conversations" and record.kind == MEMBER.name and record.fields[0] not in ROLES:
         raise InvalidArgument(f"role is none of {', '.join(ROLES)}")
+    if domain == "media" and not record.deleted:
+        _, _, sha256, size, _, filename, _ = record.fields
+        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+            raise InvalidArgument("sha256 is not 64 hex digits")
+        if not isinstance(size, int) or size < 0:
+            raise InvalidArgument("size is no number of bytes")
+        if filename is not None:
+            check_text(filename, "filename", FILENAME_BYTES)
 
 
 def column_of(spec: FieldSpec) -> str:
     """The name of a field in a file: that of a time says its unit."""
-    return f"{spec.name}_us" if spec.type == "int" else spec.name
+    return f"{spec.name}_us" if spec.type == "int" and spec.name not in _NUMBERS else spec.name
 
 
 def _plain(spec: FieldSpec, value: FieldValue) -> Any:

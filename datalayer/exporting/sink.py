@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self
 
 from datalayer.errors import InvalidArgument, NotFinished, PreconditionFailed
+from datalayer.exporting.objects import sync_folder
 from datalayer.exporting.shapes import RECORD, shapes_of
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ class PartFile:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.part.replace(self.path)
-        folder = os.open(self.path.absolute().parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(self.path.absolute().parent)
 
     def _forget(self) -> None:
         self.part.unlink(missing_ok=True)

@@ -18,12 +18,11 @@ from datalayer.domains.record import DIGEST_MODULUS, Record, digest
 from datalayer.domains.users import CreateUser, claim_keys, claim_record, taken, to_user
 from datalayer.errors import InvalidArgument, PreconditionFailed, Quarantine
 from datalayer.exporting.shapes import RECORD, check_shape, shapes_of
-from datalayer.importing.exported import ExportedLines, check_header, header_in
+from datalayer.importing.exported import ExportedLines
 from datalayer.importing.files import BadLine
 from datalayer.importing.lines import json_object
-from datalayer.importing.messages import import_messages
 from datalayer.importing.reading import FileImporter, Found, ImportReport, Line, Progress, silent
-from datalayer.importing.users import ALIKE, NameList, import_users
+from datalayer.importing.users import ALIKE, NameList
 from datalayer.routing.shards import base_domain
 
 if TYPE_CHECKING:
@@ -40,31 +39,6 @@ if TYPE_CHECKING:
 BATCH_LINES: Final = 2000
 LINE_MAX: Final = 8 << 20
 _ADOPT_S: Final = 10.0
-
-
-async def import_domain(
-    layer: DataLayer,
-    domain: str,
-    path: Path,
-    *,
-    lease: Callable[[], AbstractAsyncContextManager[int]],
-    on_error: Literal["stop", "skip"] = "stop",
-    progress: Callable[[Progress], None] = silent,
-) -> ImportReport:
-    """Import a file into a domain: an export as ``import_records``, any other as ``import_messages``, ``import_users``.
-
-    InvalidArgument for a domain that only an export can be imported into, and for an export of another domain.
-    """
-    shapes_of(domain)
-    header = await asyncio.to_thread(header_in, path, LINE_MAX)
-    if header is not None:
-        check_header(header, domain)
-        return await import_records(layer, domain, path, lease=lease, on_error=on_error, progress=progress)
-    if domain == "messages":
-        return await import_messages(layer, path, on_error=on_error, progress=progress)
-    if domain == "users":
-        return await import_users(layer, path, on_error=on_error, progress=progress, lease=lease)
-    raise InvalidArgument(f"{path} is no export, and {domain} are imported from one only")
 
 
 async def import_records(

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
-from datalayer.domains.catalogue import Attach, Describe, Detach, Hold, Pend, StoredObject, object_name, to_object
+from datalayer.domains.catalogue import (
+    FILENAME_BYTES,
+    SHA256,
+    Attach,
+    Describe,
+    Detach,
+    Pend,
+    StoredObject,
+    object_name,
+)
 from datalayer.domains.record import check_text
 from datalayer.errors import (
     DatalayerError,
-    DeadlineExceeded,
     InvalidArgument,
     NotFound,
-    OutcomeUnknown,
     PreconditionFailed,
     Unavailable,
 )
 from datalayer.ids import check_id
 from datalayer.repositories.arguments import UNSET, _Unset, as_attributes, as_limit, as_uuid, deadline_of
 from datalayer.repositories.cursor import decode_cursor, encode_cursor
+from datalayer.repositories.intake import Arrived, Intake, check_size, check_type
 from datalayer.routing.holders import Hashing, Holders, name_of
 from datalayer.stores.objects import CHUNK
 from datalayer.types import Item, Media, MediaData, MediaId, Page, PresignedUpload
@@ -36,16 +43,12 @@ if TYPE_CHECKING:
     from datalayer.repositories.limits import Limits
     from datalayer.routing.places import Places, Route
     from datalayer.routing.router import Router
-    from datalayer.stores.base import CatalogueReads, Executed
+    from datalayer.stores.base import CatalogueReads
     from datalayer.stores.objects import Objects
 
 PRESIGN_MAX_S: Final = 900
 DELETE_DELAY_US: Final = 24 * 3600 * 1_000_000
 """Bytes without an item are kept for so long."""
-ATTEMPTS: Final = 3
-_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}(; ?[ -~]{1,120})?")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_FILENAME_BYTES: Final = 1024
 
 
 class MediaItems:
@@ -62,6 +65,7 @@ class MediaItems:
         """``routers``: of the catalogue and of media."""
         self._catalogue, self._media = routers
         self._holders = Holders(places)
+        self._intake = Intake(routers, places, ids, limits)
         self._ids = ids
         self._clock: Clock = places.clock
         self._limits = limits
@@ -86,36 +90,19 @@ class MediaItems:
         """
         owner = as_uuid(owner_id, "owner_id")
         item = self._ids.uuid7() if id is None else check_id(as_uuid(id, "id"), self._clock.now_us())
-        kind = self._content_type(content_type)
-        name = None if filename is None else check_text(filename, "filename", _FILENAME_BYTES)
+        kind = check_type(content_type, self._limits)
+        name = None if filename is None else check_text(filename, "filename", FILENAME_BYTES)
         more = as_attributes(attributes)
         with _reading(data) as (chunks, size):
-            self._check_size(size or 0)
-            with self._writing() as route:
-                upload = self._ids.uuid7()
-                passing = Hashing(chunks, self._check_size)
-                store: Objects = route.authority
-                try:
-                    async with asyncio.timeout(timeout):
-                        await store.put(object_name(owner, upload), aiter(passing), content_type=kind, size=size)
-                except TimeoutError:
-                    raise DeadlineExceeded("the upload took longer than its timeout: nothing was stored") from None
-                except OutcomeUnknown as error:  # bytes without a row are seen by nobody
-                    await self._give_back(store, owner, upload)
-                    raise Unavailable("the store of media did not confirm the upload: nothing was stored") from error
-                if size is not None and passing.size != size:
-                    await self._give_back(store, owner, upload)
-                    raise InvalidArgument(f"the data changed while it was read: {passing.size} bytes of {size}")
-                held = name_of(route.routing.authority)
-                attach = Attach(owner, item, upload, passing.sha256, passing.size, held, kind, name, more)
-                try:
-                    executed = await self._attach(attach)
-                except OutcomeUnknown:
-                    raise  # it may have been entered: what was not is found by the sweep
-                except DatalayerError:
-                    await self._give_back(store, owner, upload)
-                    raise
-                await self._settle(route, executed, owner, upload)
+            check_size(size or 0, self._limits)
+
+            def entered(found: Arrived) -> Attach:
+                about = (found.upload, found.sha256, found.size, found.held, kind, name, more)
+                return Attach(owner, item, *about)
+
+            executed = await self._intake.bring(
+                owner, chunks, size=size, content_type=kind, enter=entered, timeout=timeout
+            )
         return cast("Media", executed.entity)
 
     async def update(
@@ -132,9 +119,7 @@ class MediaItems:
         key = _key(item, owner_id)
         changes: list[tuple[str, str | None]] = []
         if not isinstance(filename, _Unset):
-            changes.append(
-                ("filename", None if filename is None else check_text(filename, "filename", _FILENAME_BYTES))
-            )
+            changes.append(("filename", None if filename is None else check_text(filename, "filename", FILENAME_BYTES)))
         if not isinstance(attributes, _Unset):
             changes.append(("attributes", as_attributes(attributes)))
         mutation = Describe(key.owner_id, key, tuple(changes), expected_version)
@@ -285,17 +270,17 @@ class MediaItems:
         """
         owner = as_uuid(owner_id, "owner_id")
         item = self._ids.uuid7() if id is None else check_id(as_uuid(id, "id"), self._clock.now_us())
-        self._check_size(_bytes(size))
-        if sha256 is not None and not _SHA256.fullmatch(sha256):
+        check_size(_bytes(size), self._limits)
+        if sha256 is not None and not SHA256.fullmatch(sha256):
             raise InvalidArgument("sha256 must be 64 hex digits")
         expires = _expires(expires_s)
-        name = None if filename is None else check_text(filename, "filename", _FILENAME_BYTES)
+        name = None if filename is None else check_text(filename, "filename", FILENAME_BYTES)
         pend = Pend(
             owner,
             item,
             self._ids.uuid7(),
             size,
-            self._content_type(content_type),
+            check_type(content_type, self._limits),
             sha256 or "",
             name,
             as_attributes(attributes),
@@ -327,7 +312,7 @@ class MediaItems:
             raise NotFound(f"media {key} of owner {key.owner_id} does not exist")
         if found.ready or found.upload is None:
             return found
-        with self._writing() as route:
+        with self._intake.writing() as route:
             held, store, size = await self._arrived(route, key.owner_id, found.upload)
             name = object_name(key.owner_id, found.upload)
             wrong = f"{size} bytes came, {found.size} were announced" if size != found.size else None
@@ -351,59 +336,17 @@ class MediaItems:
                 found.filename,
                 as_attributes(found.attributes),
             )
-            executed = await self._attach(attach)
-            await self._settle(route, executed, key.owner_id, found.upload)
+            executed = await self._intake.enter(attach)
+            await self._intake.settle(route, executed, key.owner_id, found.upload)
         return cast("Media", executed.entity)
 
     # --- parts -----------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[Route]:
-        """The route of a write of bytes, counted until the catalogue knows of it: a move waits for that."""
-        route = self._media.route
-        route.inflight += 1
-        try:
-            yield route
-        finally:
-            route.inflight -= 1
-
-    async def _attach(self, attach: Attach) -> Executed:
-        """Enter an item; an answer that was lost is asked for again, which by the id is the same write."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return await self._catalogue.execute(attach, self._deadline(None))
-            except OutcomeUnknown:
-                if attempt == ATTEMPTS:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _settle(self, route: Route, executed: Executed, owner: UUID, upload: UUID) -> None:
-        """What is due once an item was entered: bytes that the owner had already go, new ones are mirrored in a move.
-
-        Best effort: the sweep finds the first, the move finds the second, which it needs to come to an end.
-        """
-        stored = next((to_object(record) for record in executed.records if record.kind == "object"), None)
-        if stored is None:
-            return
-        mirror = route.routing.mirror
-        with contextlib.suppress(DatalayerError):
-            if stored.name != upload:
-                await route.authority.delete([object_name(owner, upload)])
-            elif mirror is not None and name_of(mirror) not in stored.held:
-                await self._holders.copy(stored, stored.held, name_of(mirror))
-                hold = Hold(owner, stored.sha256, stored.name, add=name_of(mirror))
-                await self._catalogue.execute(hold, self._deadline(None))
-
-    async def _give_back(self, store: Objects, owner: UUID, upload: UUID) -> None:
-        """Delete bytes that nobody will refer to; where that fails, the sweep finds them."""
-        with contextlib.suppress(DatalayerError):
-            await store.delete([object_name(owner, upload)])
 
     async def _refuse(self, key: MediaId, found: Media, store: Objects) -> None:
         """The item is given up before its bytes go: a name that was read once never gets other bytes."""
         await self._catalogue.write(Detach(key.owner_id, key, 0), self._deadline(None))
         if found.upload is not None:
-            await self._give_back(store, key.owner_id, found.upload)
+            await self._intake.give_back(store, key.owner_id, found.upload)
 
     async def _arrived(self, route: Route, owner: UUID, upload: UUID) -> tuple[str, Objects, int]:
         routing = route.routing
@@ -430,25 +373,6 @@ class MediaItems:
         if found is None or found.deleted:
             raise NotFound(f"owner {owner} has no object of this content any more")
         return found
-
-    def _content_type(self, given: str) -> str:
-        value = check_text(given, "content_type", 255).strip()
-        if not _TYPE.fullmatch(value):
-            raise InvalidArgument(f"content_type {value[:60]!r} is no media type", hint='such as "image/png"')
-        allowed = self._limits.media_types
-        base = value.partition(";")[0]
-        if allowed and base not in allowed and f"{base.partition('/')[0]}/*" not in allowed:
-            raise InvalidArgument(
-                f"media of type {base} are not allowed here", hint=f"limits.media_types has: {', '.join(allowed)}"
-            )
-        return value
-
-    def _check_size(self, size: int) -> None:
-        most = self._limits.media_max_bytes
-        if size > most:
-            raise InvalidArgument(
-                f"media of more than {most} bytes are not allowed here", hint="limits.media_max_bytes"
-            )
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return deadline_of(self._clock, timeout, self._limits)

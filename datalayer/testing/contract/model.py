@@ -126,15 +126,13 @@ def _instant(mutation: Any, actual: Executed, before_us: int) -> int:
         # Where the version was not lifted above a stored one, it is the clock.
         lead = FINAL_LEAD if isinstance(mutation, (messages.Delete, catalogue.Detach, sessions.RevokeSession)) else 0
         return min(int(entity.version) - lead, before_us + SKEW_US)
-    if isinstance(mutation, catalogue.Restore):  # the item keeps its own version
-        objects = [record.version for record in actual.records if record.kind == "object"]
-        return min(*objects, before_us + SKEW_US) if objects else before_us
     if isinstance(mutation, sessions.TouchSession):
         return int(entity.expires_at_us) - mutation.ttl_us
     if isinstance(mutation, sessions.RevokeSessions):
         return int(entity.mark) - sessions.CUT_LEAD_US
-    claims = [record.version for record in actual.records if record.kind == "claim"]
-    return min(claims, default=before_us)
+    # What has versions of its own is told by what comes with it: a user's claims, a restored item's object.
+    beside = [record.version for record in actual.records if record.kind in {"claim", "object"}]
+    return min(*beside, before_us + SKEW_US) if beside else before_us
 
 
 def _unversioned(records: Iterable[Record]) -> list[Record]:
