@@ -1,8 +1,10 @@
 """Media on a real S3 server: clients' own uploads and downloads by signed URLs, and a server that dies in a move."""
 
 import asyncio
+import gzip
 import hashlib
 import http.client
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from datalayer.errors import NotFound, PreconditionFailed
+from datalayer.exporting import export_domain
+from datalayer.importing import import_media
 from datalayer.layer import DataLayer
 from datalayer.migrators.options import Silent
+from datalayer.settings import Settings
 from datalayer.types import Media, PresignedUpload
 from tests.media_ground import media_settings, mover, rows_and_bytes
 from tests.servers import Servers
@@ -105,6 +110,43 @@ async def test_a_client_uploads_and_reads_by_urls_alone(layer: DataLayer) -> Non
     assert (await sent("DELETE", url)).status == 403
     assert (await sent("PUT", url, {}, DATA)).status == 403
     assert await layer.media.read(item) == DATA
+
+
+async def test_an_export_of_files_is_imported_into_s3_and_exported_equal(servers: Servers, tmp_path: Path) -> None:
+    def place(name: str, url: str) -> Settings:
+        folder = tmp_path / name
+        folder.mkdir()
+        stores = {"main": f"sqlite:///{folder}/main.sqlite", "control": f"sqlite:///{folder}/control.sqlite"}
+        return media_settings({"a": url}, media="a", **stores)
+
+    here = place("here", f"file://{tmp_path}/files")
+    there = place("there", servers.s3().create_bucket(f"import-{uuid4().hex[:12]}"))
+    large = random.Random(3).randbytes(12 << 20)
+    owners = [uuid4(), uuid4()]
+    async with DataLayer.open(here) as layer:
+        for owner in owners:
+            for data in (b"", DATA, large, owner.bytes):
+                await layer.media.put(owner_id=owner, data=data, content_type=TYPE, filename="ä.png")
+        told = await export_domain(layer, "media", tmp_path / "one.jsonl.gz")
+    async with DataLayer.open(there) as layer:
+        first = await import_media(layer, tmp_path / "one.jsonl.gz")
+        assert (first.new, first.digest, first.bad_count) == (8, told.digest, 0)
+        assert len(await stored_names(layer)) == 8
+        assert (await import_media(layer, tmp_path / "one.jsonl.gz")).new == 0
+        back = await export_domain(layer, "media", tmp_path / "two.jsonl.gz")
+        items = [item for owner in owners for item in await seen(layer, owner)]
+        contents = {hashlib.sha256(await layer.media.read(item)).hexdigest() for item in items}
+    assert (back.digest, back.objects, back.objects_bytes) == (told.digest, told.objects, told.objects_bytes)
+    lines = [
+        sorted(gzip.decompress((tmp_path / f"{one}.jsonl.gz").read_bytes()).split(b"\n")) for one in ("one", "two")
+    ]
+    assert lines[0] == lines[1]
+    folders = [tmp_path / f"{one}.jsonl.gz.objects" for one in ("one", "two")]
+    files = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in folders]
+    assert files[0] == files[1]
+    assert {name.rpartition("/")[2] for name in files[0]} == contents
+    for name in files[0]:
+        assert hashlib.sha256((folders[1] / name).read_bytes()).hexdigest() == name.rpartition("/")[2]
 
 
 async def test_a_signed_upload_takes_this_object_alone_and_once(layer: DataLayer) -> None:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalayer.clock import SystemClock
+from datalayer.domains.catalogue import MEDIA
 from datalayer.domains.conversations import CONVERSATION, MEMBER
 from datalayer.domains.messages import MESSAGE, Append, appended, to_record
 from datalayer.domains.record import Key, Kind, Record, canonical_json
@@ -140,13 +141,15 @@ _KINDS = {
         ("users", USER),
         ("conversations", CONVERSATION),
         ("conversations", MEMBER),
+        ("media", MEDIA),
     )
 }
 
 
 def records_of(kind: Kind) -> st.SearchStrategy[Record]:
     values = [_VALUES[spec.type] | st.none() if spec.nullable else _VALUES[spec.type] for spec in kind.fields]
-    key = {"message": st.tuples(_uuid, _v7), "member": st.tuples(_uuid, _uuid)}.get(kind.name, st.tuples(_v7))
+    dated = st.tuples(_uuid, _v7)
+    key = {"message": dated, "media": dated, "member": st.tuples(_uuid, _uuid)}.get(kind.name, st.tuples(_v7))
     return st.builds(
         Record,
         st.just(kind.name),
