@@ -154,7 +154,7 @@ class Projector:
         async with self._round:
             active, self._active = self._active, {}
             if active and await self._used():
-                await self._all(self._show_activity(conversation, newest) for conversation, newest in active.items())
+                await self._all(self._show_activity, active.items())
 
     async def _sweep_forever(self) -> None:
         with _as_nobody():
@@ -209,7 +209,7 @@ class Projector:
         by_conversation: dict[bytes, list[Record]] = {}
         for record in records:
             by_conversation.setdefault(record.routing, []).append(record)
-        await self._all(self._show_conversation(UUID(bytes=key), mine) for key, mine in by_conversation.items())
+        await self._all(self._show_conversation, [(UUID(bytes=key), mine) for key, mine in by_conversation.items()])
 
     async def _show_conversation(self, conversation: UUID, records: Sequence[Record]) -> None:
         """Show these members of one conversation, then take their marks off."""
@@ -264,14 +264,15 @@ class Projector:
 
     # --- parts -----------------------------------------------------------------------------------------------------
 
-    async def _all(self, steps: Iterable[Any]) -> None:
+    async def _all(self, step: Callable[..., Awaitable[None]], of: Iterable[tuple[Any, ...]]) -> None:
         room = asyncio.Semaphore(AT_ONCE)
 
-        async def one(step: Any) -> None:
+        async def one(*arguments: Any) -> None:
             async with room:
-                await self._try(step)
+                # made no earlier: one that waits here when the layer closes would be a coroutine that nobody awaits
+                await self._try(step(*arguments))
 
-        await asyncio.gather(*(one(step) for step in steps))
+        await asyncio.gather(*(one(*arguments) for arguments in of))
 
     async def _try(self, step: Any) -> None:
         try:

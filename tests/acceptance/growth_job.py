@@ -11,28 +11,45 @@ process is judged, the table is printed, and anything but zero ends it with 1.
 import argparse
 import asyncio
 import contextlib
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from datalayer.layer import MOVABLE
-from datalayer.migrators.sizes import SIZES, Size
-from tests.acceptance.growth_fleet import GrowthFleet, Judged, table
-from tests.acceptance.side_traffic import TTL_S
-from tests.acceptance.users_data import write
-from tests.pairs import stores_of
+from tests.acceptance.growth_fleet import GrowthFleet, Judged, holds_line, table
+from tests.acceptance.side_kinds import TTL_S
+from tests.acceptance.users_data import SINCE_S, write
 from tests.servers import Servers
 
-KILLS = {"100k": "backfill.page=kill@3", "1m": "", "100m": "drain.after=kill"}
-"""Where the first `datalayer grow` of a size dies: in a copy, or inside a hold."""
-WHERE = {
-    "100k": {"users": "postgres", "messages": "postgres"},
-    "1m": {"users": "postgres", "messages": "postgres"},
-    "100m": {"users": "shards", "messages": "cassandra"},
+BACK = "1m again"
+"""One size back."""
+KILLS = {
+    "100k": ("backfill.page=kill@3",),
+    "1m": ("publish_other.before=kill",),
+    "100m": ("drain.after=kill", "backfill.page=kill@2"),
+    BACK: ("fence_for_good.after=kill",),
 }
-"""Where domains must be after each size; of others the plan itself says it."""
+"""Where runs of `datalayer grow` die on the way to a size: in a copy, before queries go to another index, inside a hold."""
+_MEDIUM = {
+    "users": "postgres",
+    "messages": "postgres",
+    "presence": "cluster",
+    "sessions": "cluster",
+    "media": "s3",
+    "search": "opensearch",
+}
+WHERE = {
+    "100k": {**_MEDIUM, "presence": "redis", "sessions": "redis", "search": "postgres"},
+    "1m": _MEDIUM,
+    "100m": {**_MEDIUM, "users": "shards", "conversations": "shards", "messages": "cassandra"},
+    BACK: _MEDIUM,
+}
+"""Where domains must be after each size."""
+SIZE_OF = {BACK: "1m"}
+CONVERSATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,74 +95,115 @@ url = "{servers.opensearch().url_of(name.replace("_", "-"))}"
 """
 
 
-def kept(size: str) -> list[str]:
-    """Options for the domains whose stores of that size this version has not: they stay where they began."""
-    words = []
-    for domain, kinds in SIZES[Size(size)].items():
-        if domain in MOVABLE and not {kind.name for kind in kinds} & set(stores_of(domain)):
-            words += ["--use", f"{domain}={'memory' if domain in {'presence', 'typing'} else 'main'}"]
-    return words
-
-
 async def play(servers: Servers, directory: Path, job: Job) -> list[Judged]:
     """The whole scenario; AssertionError names what went wrong on the way, the rows what the judges found."""
     folder = directory / "data"
     folder.mkdir(parents=True)
     config = configuration(servers, folder, f"grow_{uuid4().hex[:8]}", job.groups)
     async with GrowthFleet.open(directory / "fleet", config, messages=job.messages) as fleet:
-        await _fill(fleet, directory, job)
+        with fleet.timed("import, and a room for each process"):
+            imported = await _fill(fleet, directory, job)
         await fleet.start(few=job.few)
         await fleet.serve(job.rest_s)
         for size in ("100k", "1m", "100m"):
             await _grow(fleet, size, job)
+        with fleet.timed("import again, from Cassandra"):
+            judged = [await imported.again(fleet, "imported messages, in Cassandra")]
         before = await fleet.backends()
-        fleet.tell("one size back")
-        await _grow(fleet, "1m", job)
-        after = await fleet.backends()
-        fleet.tell(f"{before} -> {after}")
-        judged = await fleet.judge() + await fleet.compare()
-        moves = await fleet.moves()
-    print(table(moves, ("migration", "source", "target", "phase", "rows", "longest hold ms")))
-    rows = [(j.what, j.operations, j.lost, j.ghost, j.stale, j.other, j.remark) for j in judged]
-    print(table(rows, ("domain", "operations", "lost", "ghost", "stale", "other", "")))
-    print(f"{fleet.kills} kills; {'clean' if all(j.clean for j in judged) else 'NOT CLEAN'}", flush=True)
+        await _grow(fleet, BACK, job)
+        fleet.tell(f"one size back: {before} -> {await fleet.backends()}")
+        with fleet.timed("judgement of every operation"):
+            judged += await fleet.judge()
+        with fleet.timed("search and imported messages compared in full"):
+            judged += [await fleet.index(), await imported.again(fleet, "imported messages, in the end")]
+            judged += await fleet.compare()
+        await _report(fleet, judged)
     return judged
 
 
-async def _fill(fleet: GrowthFleet, directory: Path, job: Job) -> None:
-    """The embedded default with data in it: imported users and messages, and rooms for the workload."""
+async def _report(fleet: GrowthFleet, judged: list[Judged]) -> None:
+    moves = await fleet.moves()
+    head = ("migration", "source", "target", "phase", "rows copied", "seconds", "holds", "longest ms")
+    print(table([move.row for move in moves], head))
+    print(table([(what, f"{seconds:.1f}") for what, seconds in fleet.times], ("part", "seconds")))
+    rows = [(j.what, j.operations, j.lost, j.ghost, j.stale, j.other, j.remark) for j in judged]
+    print(table(rows, ("what", "operations", "lost", "ghost", "stale", "other", "")))
+    operations = sum(j.operations for j in judged)
+    found = ", ".join(f"{sum(getattr(j, kind) for j in judged)} {kind}" for kind in ("lost", "ghost", "stale", "other"))
+    clean = "clean" if all(j.clean for j in judged) else "NOT CLEAN"
+    print(
+        f"{operations} operations and comparisons: {found}; "
+        f"{len(moves)} migrations, {holds_line(moves)}; {fleet.kills} processes killed; {clean}",
+        flush=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A file of messages, and what its first import said."""
+
+    path: Path
+    distinct: int
+    digest: str
+
+    async def again(self, fleet: GrowthFleet, what: str) -> Judged:
+        """Every message of the file is there as it was stored first, wherever messages lie now."""
+        told = (await fleet.command("import", "messages", str(self.path))).told
+        differ = int(told["digest"] != self.digest)
+        remark = f"digest {told['digest']}" + (f", not {self.digest}" if differ else ", as imported")
+        return Judged(what, told["distinct"], told["new"], 0, differ, self.distinct - told["distinct"], remark)
+
+
+async def _fill(fleet: GrowthFleet, directory: Path, job: Job) -> Imported:
+    """The embedded default with data in it: imported users and messages, avatars, and rooms for the workload."""
     users = directory / "users.jsonl"
     await asyncio.to_thread(write, users, job.users)
     told = (await fleet.command("import", "users", str(users))).told
     assert told["new"] == job.users, told
-    if job.data is not None:
-        first = (await fleet.command("import", "messages", str(job.data))).told
-        again = (await fleet.command("import", "messages", str(job.data))).told
-        fleet.tell(f"{first['distinct']} messages imported, digest {first['digest']}")
-        assert (again["new"], again["digest"]) == (0, first["digest"])
+    path = job.data or directory / "messages.jsonl"
+    if job.data is None:
+        await asyncio.to_thread(_write_messages, path, job.messages)
+    first = (await fleet.command("import", "messages", str(path))).told
+    imported = Imported(path, first["distinct"], first["digest"])
+    fleet.tell(f"{imported.distinct} messages imported, digest {imported.digest}")
+    assert (await imported.again(fleet, "")).clean
+    await fleet.avatars(job.sample)
     await fleet.messages.stage.preload()
     await fleet.users.know(job.users, job.sample)
+    return imported
 
 
-async def _grow(fleet: GrowthFleet, size: str, job: Job) -> None:
-    """Plan, grow (killed once on the way, where there is a way), look where everything is."""
-    chosen = ("--size", size, "--complete", "--longest-ttl", str(TTL_S), *kept(size))
+def _write_messages(path: Path, messages: int) -> None:
+    def line(n: int) -> dict[str, Any]:
+        room = f"c{n % CONVERSATIONS}"
+        return {"conversation": room, "id": n, "sender": n % 7, "sent_at": SINCE_S + n, "body": f"message {n}"}
+
+    path.write_text("".join(f"{json.dumps(line(n))}\n" for n in range(messages)))
+
+
+async def _grow(fleet: GrowthFleet, to: str, job: Job) -> None:
+    """Plan, grow (killed on the way, where there is a way), look where everything is, compare in full."""
+    size = SIZE_OF.get(to, to)
+    chosen = ("--size", size, "--complete", "--longest-ttl", str(TTL_S))
     words = ("grow", *chosen, "--yes")
     planned = await fleet.users.stage.command("plan", *chosen)
     assert planned.code == 0, planned.told
     steps = [step["command"] for step in planned.told["steps"]]
-    fleet.tell(f"size {size}: {len(steps)} steps, about {planned.told['seconds']} s: {steps}")
-    if steps and job.kills and KILLS[size]:
-        await fleet.command(*words, failpoints=KILLS[size])
-        await fleet.serve(job.rest_s / 2)
-    told = (await fleet.command(*words)).told
-    fleet.tell(f"size {size} reached by {told['done']}")
+    fleet.tell(f"size {to}: {len(steps)} steps, about {planned.told['seconds']} s: {steps}")
+    with fleet.timed(f"grow to {to}, kills included"):
+        for failpoint in KILLS[to] if job.kills else ():
+            await fleet.command(*words, failpoints=failpoint)
+            await fleet.replace()
+            await fleet.serve(job.rest_s / 2)
+        told = (await fleet.command(*words)).told
+    fleet.tell(f"size {to} reached by {told['done']}")
     await fleet.serve(job.rest_s)
     backends = await fleet.backends()
-    assert {domain: backends[domain] for domain in WHERE[size]} == WHERE[size], backends
-    for row in await fleet.compare():
-        fleet.tell(f"{row.what}: {row.operations} records compared in full, {row.other} differ")
-        assert row.clean, row
+    assert {domain: backends[domain] for domain in WHERE[to]} == WHERE[to], backends
+    with fleet.timed(f"both sides compared in full at {to}"):
+        for row in await fleet.compare():
+            fleet.tell(f"{row.what}: {row.operations} records compared in full, {row.other} differ")
+            assert row.clean, row
 
 
 def main() -> int:

@@ -1,6 +1,8 @@
 """Conversations as services call them: what is refused, pages and cursors, and each user's list that follows."""
 
 import asyncio
+import gc
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -278,3 +280,19 @@ async def test_a_change_that_comes_while_it_is_shown_is_shown_too(layer: DataLay
     await follow(layer)
     (entry,) = (await layer.conversations.of_user(ann)).items
     assert entry.read_up_to == max(ids)
+
+
+async def test_lists_that_are_left_alone_half_way_leave_no_coroutine_behind(layer: DataLayer) -> None:
+    await layer.projector.stop()
+    for _ in range(2 * projector.AT_ONCE):
+        await layer.conversations.create(members={uuid4(): "owner"})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        showing = asyncio.create_task(layer.projector.show_members())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
+        del showing
+        gc.collect()
+    assert [str(one.message) for one in told] == []
