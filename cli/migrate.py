@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -16,9 +15,10 @@ from datalayer.cli.texts import status_text, table
 from datalayer.clock import SystemClock
 from datalayer.control.base import Migration
 from datalayer.domains.movement import Movement, movement_of
-from datalayer.domains.soft import SOFT_DOMAINS, TTL_MAX_S
+from datalayer.domains.soft import TTL_MAX_S
 from datalayer.errors import NotFinished, PreconditionFailed
 from datalayer.migrators.coordinator import Coordinator
+from datalayer.migrators.memories import gone_with_this, unread_from_here
 from datalayer.migrators.opening import open_places
 from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Stage, Until
@@ -95,22 +95,13 @@ def migrate(console: Console, /, domain: str, target: str | None, *, dry_run: bo
         _list_targets(console, domain)
         return
     request = Request(console.settings(), domain, target, options)
-    if reason := _gone_with_this(request.settings, domain, target):
+    if reason := gone_with_this(request.settings, domain, target):
         raise PreconditionFailed(f"{domain} cannot go to {target!r}: {reason}")
     if dry_run:
         _dry_run(console, request)
     else:
         with moving_bulk():
             carry_out(console, request)
-
-
-def _gone_with_this(settings: Settings, domain: str, target: str) -> str | None:
-    """Why memory is no target of a command, whose process ends: only a test has everything in one process."""
-    backend = settings.backends.get(target)
-    url = None if backend is None else backend.url
-    if domain in SOFT_DOMAINS or url is None or url.scheme != "memory" or settings.control.scheme == "memory":
-        return None
-    return f"{target} is the memory of each process; what this command moves there is gone when it ends"
 
 
 def _options(
@@ -189,11 +180,18 @@ async def _work(console: Console, request: Request, stop: Stop) -> dict[str, Any
             failpoints=stop,
         )
         try:
+            await _check_readable(places, request)
             migration = await coordinator.migrate(request.target)
             _say_costs(watcher, places, migration)
         finally:
             watcher.close()
         return await status(places, migration)
+
+
+async def _check_readable(places: Places, request: Request) -> None:
+    reason = await unread_from_here(places, request.settings, request.domain, request.options.assume_dead)
+    if reason:
+        raise PreconditionFailed(f"{request.domain} cannot go to {request.target!r}: {reason}")
 
 
 def _say_costs(watcher: Watcher, places: Places, migration: Migration) -> None:
@@ -217,7 +215,7 @@ def _list_targets(console: Console, domain: str) -> None:
 
     settings = console.settings()
     routing, live, found = with_places(console, look, claim=True)
-    targets = [replace(t, reason=_gone_with_this(settings, domain, t.backend) or t.reason) for t in found]
+    targets = [replace(t, reason=gone_with_this(settings, domain, t.backend) or t.reason) for t in found]
     rows = [(t.backend, t.product, "possible" if t.reason is None else t.reason) for t in targets]
     data = {
         "domain": domain,
@@ -232,8 +230,9 @@ def _list_targets(console: Console, domain: str) -> None:
 
 
 def _dry_run(console: Console, request: Request) -> None:
-    def look(places: Places) -> Coroutine[Any, Any, tuple[Migration | None, list[Stage]]]:
-        return planned_stages(places, request.domain, request.target, request.options.until)
+    async def look(places: Places) -> tuple[Migration | None, list[Stage]]:
+        await _check_readable(places, request)
+        return await planned_stages(places, request.domain, request.target, request.options.until)
 
     live, stages = with_places(console, look, claim=True)
     actions = strategy_of(request.domain).plan

@@ -18,6 +18,7 @@ from datalayer.control.base import Migration
 from datalayer.errors import PreconditionFailed
 from datalayer.migrators import status as engine_status
 from datalayer.migrators.coordinator import Coordinator
+from datalayer.migrators.memories import no_way_back
 from datalayer.migrators.opening import open_places
 from datalayer.migrators.options import MigrateOptions
 from datalayer.migrators.plan import Until
@@ -203,7 +204,14 @@ def cutover(console: Console, migration: str | None, *, yes: bool) -> None:
 def rollback(console: Console, migration: str | None, *, yes: bool) -> None:
     """Back to the source; the copy stays and is kept in step."""
     _confirm(console, yes, "rollback", "Let the source serve again?")
-    _steer(console, migration, lambda coordinator, _: coordinator.rollback())
+    settings = console.settings()
+
+    async def back(coordinator: Coordinator, found: Migration) -> Any:
+        if reason := no_way_back(settings, found):
+            raise PreconditionFailed(reason, hint=f"datalayer migrations complete {found.id}")
+        return await coordinator.rollback()
+
+    _steer(console, migration, back)
 
 
 @command()

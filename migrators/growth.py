@@ -15,6 +15,7 @@ from datalayer.domains.soft import TTL_MAX_S
 from datalayer.errors import DatalayerError, InvalidArgument, SchemaBehind
 from datalayer.layer import MOVABLE
 from datalayer.migrators.actions import VERDICT
+from datalayer.migrators.memories import gone_with_this, no_way_back, unread_from_here
 from datalayer.migrators.rates import benchmarked, seen
 from datalayer.migrators.sizes import ADVICE, ORDER, SIZES, Size, kind_of
 from datalayer.migrators.strategy import strategy_of
@@ -242,7 +243,9 @@ class _Planner:
             return _with(plan, "blocked", f"{plan.target!r} cannot take it: {refusal}")
         if live is not None and plan.target not in {live.target.backend, live.source.backend}:
             return self._from_unfinished(plan, routing, live)
-        reason = await self._unfit(plan.domain, plan.target, begun=live is not None)
+        reason = await self._in_memory(plan, live) or await self._unfit(
+            plan.domain, plan.target, begun=live is not None
+        )
         if reason is not None:
             return _with(plan, "blocked", f"{plan.target!r} cannot take it now: {reason}")
         others = [name for name in found if name != plan.target]
@@ -251,6 +254,13 @@ class _Planner:
             if others
             else plan
         )
+
+    async def _in_memory(self, plan: DomainPlan, live: Migration | None) -> str | None:
+        assert plan.target is not None, "a domain that moves has a target"
+        if live is not None and plan.target == live.source.backend and (reason := no_way_back(self._settings, live)):
+            return reason
+        gone = gone_with_this(self._settings, plan.domain, plan.target)
+        return gone or await unread_from_here(self._places, self._settings, plan.domain)
 
     def _from_unfinished(self, plan: DomainPlan, routing: Routing, live: Migration) -> DomainPlan:
         if routing.phase is Phase.TARGET and self._options.complete:
