@@ -26,7 +26,7 @@ NAMED_MAX: Final = 3
 
 def gone_with_this(settings: Settings, domain: str, target: str) -> str | None:
     """Why memory is no target of a command, whose process ends; None where the target is none."""
-    if movement_of(domain) is Movement.SOFT or not _in_memory(settings, target):
+    if not _in_memory(settings, target) or movement_of(domain) is Movement.SOFT:
         return None
     return f"{target} is the memory of each process; what this command moves there is gone when it ends"
 
@@ -34,11 +34,20 @@ def gone_with_this(settings: Settings, domain: str, target: str) -> str | None:
 async def unread_from_here(
     places: Places, settings: Settings, domain: str, assume_dead: Sequence[str] = ()
 ) -> str | None:
-    """Why a domain cannot leave the memory of processes that are open now; None where none is, or it lies elsewhere."""
+    """Why a domain cannot leave the memory of processes; None where none of them is open, or it lies elsewhere.
+
+    A move that another command began has its journal in that command's memory.
+    """
     _, routings = await places.control.routings()
     routing = routings.get(domain)
     if routing is None or movement_of(domain) not in _STORED or not _in_memory(settings, routing.authority.backend):
         return None
+    begun = next((one for one in await places.control.migrations(domain) if not one.finished), None)
+    if begun is not None:
+        return (
+            f"it lies in the memory of each process, and that of the command that began {begun.id} is gone; "
+            f"datalayer migrations cancel {begun.id} forgets it, then begin anew"
+        )
     living = [one for one in await places.control.processes() if not matches(one, assume_dead)]
     found = [f"{one.name} ({one.host}:{one.pid})" for one in living]
     if not found:

@@ -49,6 +49,7 @@ LARGE = 6 << 20
 FLIPPED = ("open_other", "switch", "publish_other")
 """Of each strategy the action that makes the target rule, or the source again."""
 AGAIN_S = 0.3
+COMPARED_AT_ONCE = 3
 
 
 class SideStage(Stage):
@@ -240,13 +241,16 @@ class GrowthFleet:
 
     async def compare(self) -> list[Judged]:
         """A full comparison of both sides of every migration whose way back is open."""
-        found = []
-        for migration in sorted(await self.unfinished()):
-            said = (await self.command("migrations", "verify", migration)).told
+        room = asyncio.Semaphore(COMPARED_AT_ONCE)
+
+        async def one(migration: str) -> Judged:
+            async with room:
+                said = (await self.command("migrations", "verify", migration)).told
             wrong = len(said["differences"]) + len(said["undecided"])
             compared = int(said.get("authority_records", 0))
-            found.append(Judged(migration, compared, 0, 0, 0, wrong, "both sides compared in full"))
-        return found
+            return Judged(migration, compared, 0, 0, 0, wrong, "both sides compared in full")
+
+        return await asyncio.gather(*(one(migration) for migration in sorted(await self.unfinished())))
 
 
 def compare_index(should: Mapping[Key, Record], have: Mapping[Key, Record]) -> Judged:

@@ -3,9 +3,10 @@ its processes go on.
 
     python -m tests.acceptance.growth_job [--data ../shared/data/chat.jsonl.gz] [--seconds 10] [--users 2000]
 
-Messages begin in SQLite and end in Cassandra, users in four shards of Postgres; what other domains this version serves
-goes along. The command that takes the steps is killed at each size and run again. At the end every operation of every
-process is judged, the table is printed, and anything but zero ends it with 1.
+Messages begin in SQLite and end in Cassandra, users in four shards of Postgres, presence and sessions in a Redis cluster,
+media in S3, search in OpenSearch. The command that takes the steps is killed on the way to each size and run again, and so
+are processes of the service. At the end every operation of every process is judged, tables are printed, and anything but
+zero ends it with 1.
 """
 
 import argparse

@@ -55,10 +55,11 @@ def test_what_processes_hold_in_memory_is_not_left_behind(world: World) -> None:
     assert world.json("migrations", "list")["migrations"] == []
 
 
-def test_there_is_no_way_back_into_the_memory_of_a_process(world: World) -> None:
-    async def nothing(_: DataLayer) -> None:
-        """It has been open, and is not any more."""
+async def nothing(_: DataLayer) -> None:
+    """It has been open, and is not any more."""
 
+
+def test_there_is_no_way_back_into_the_memory_of_a_process(world: World) -> None:
     world.with_layer(nothing)
     assert world.json(*TO_MAIN, "--yes")["phase"] == "target"
     refused = world.run("migrations", "rollback", "--yes", exit_code=3).stderr
@@ -71,3 +72,12 @@ def test_there_is_no_way_back_into_the_memory_of_a_process(world: World) -> None
     told = world.json("plan", "--size", "mvp", "--use", "sessions=cache", exit_code=3)
     assert "cache is the memory of each process; what this command moves there is gone" in standing(told)[1]
     world.run("grow", "--size", "mvp", "--use", "sessions=cache", "--yes", exit_code=3)
+
+
+def test_a_move_out_of_memory_that_another_command_began_is_begun_anew(world: World) -> None:
+    world.with_layer(nothing)
+    world.run(*TO_MAIN, "--until", "dual", "--yes")
+    refused = world.run(*TO_MAIN, "--yes", exit_code=3).stderr
+    assert "that of the command that began sessions-1 is gone; datalayer migrations cancel sessions-1" in refused
+    world.run("migrations", "cancel", "--yes")
+    assert world.json(*TO_MAIN, "--yes")["phase"] == "target"
