@@ -55,7 +55,11 @@ class SoftSides:
         route = self._router.route
         authority: SoftStore = route.authority
         if route.routing.mirror is None:
-            await _fresh(authority.beat(beat, deadline))
+            # as _fresh does: nearly every beat passes here
+            try:
+                await authority.beat(beat, deadline)
+            except StaleRoute as error:
+                raise Unavailable(error.message) from error
             return
         mirrored = self._mirror(route, beat, deadline)
         await _fresh(authority.beat(beat, deadline))

@@ -102,16 +102,23 @@ class SoftStore(Protocol):
         ...
 
 
-async def until_confirmed(send: Callable[[], Awaitable[None]], deadline: Deadline) -> None:
-    """Send what may be sent any number of times, until it is confirmed or its time is up; then the last error is raised."""
+async def until_confirmed(
+    send: Callable[[], Awaitable[None]], deadline: Deadline, failed: Unavailable | OutcomeUnknown | None = None
+) -> None:
+    """Send what may be sent any number of times, until it is confirmed or its time is up; then the last error is raised.
+
+    ``failed``: how the first try ended, where the caller has made it.
+    """
     pause = RETRY_S
     while True:
+        if failed is not None:
+            if isinstance(failed, Overloaded) or deadline.remaining() <= pause:
+                raise failed
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MAX_S)
         try:
             await send()
         except (Unavailable, OutcomeUnknown) as error:
-            if isinstance(error, Overloaded) or deadline.remaining() <= pause:
-                raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_MAX_S)
+            failed = error
         else:
             return

@@ -33,12 +33,12 @@ class Hanging:
     def __init__(self, breaks: Exception | None = None) -> None:
         self.breaks = breaks
 
-    async def server_of(self, key: bytes, deadline: Deadline) -> Address:
-        del key, deadline
+    def known_server(self, key: bytes) -> Address:
+        del key
         return Address("h", 1)
 
-    async def batch(self, calls: Any, *, write: bool, deadline: Deadline) -> Any:
-        del calls, write
+    async def batch(self, calls: Any, *, write: bool, deadline: Deadline, to: Address) -> Any:
+        del calls, write, to
         if self.breaks is not None:
             raise self.breaks
         await asyncio.sleep(deadline.remaining())

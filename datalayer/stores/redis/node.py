@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import AuthenticationError, BusyLoadingError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError
 
 from datalayer.errors import Closed, DatalayerError, OutcomeUnknown
 from datalayer.stores.redis import faults
+from datalayer.stores.redis.scripts import pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,10 +76,10 @@ class Node:
                     await line.connect()  # type: ignore[no-untyped-call]
                     self._reached = True
                 wait = _wait(deadline_at, confirm) if write and confirm else ()
-                packed = _packed(line, [*commands, *wait])
+                packed = b"".join([one if isinstance(one, bytes) else pack(one) for one in (*commands, *wait)])
                 sent = True
                 await line.send_packed_command(packed, check_health=False)
-                answers = [await _answer(line) for _ in range(len(commands) + len(wait))]
+                answers = await line.answers(len(commands) + len(wait))
             whole = not self._closed
         except TimeoutError:
             raise faults.late(self.where, sent=sent, write=write) from None
@@ -120,22 +121,6 @@ class Node:
         lines, self._free = self._free, []
         for line in lines:
             await line.disconnect(nowait=True)
-
-
-def _packed(line: Line | TlsLine, commands: Sequence[Sequence[Argument] | bytes]) -> Sequence[bytes]:
-    """The bytes of a pipeline; what comes packed is sent as it is."""
-    if not any(isinstance(command, bytes) for command in commands):
-        packed: list[bytes] = line.pack_commands(commands)
-        return packed
-    parts = (one if isinstance(one, bytes) else b"".join(line.pack_command(*one)) for one in commands)
-    return [b"".join(parts)]
-
-
-async def _answer(line: Line | TlsLine) -> Any:
-    try:
-        return await line.read_response()
-    except ResponseError as error:
-        return error
 
 
 def _wait(deadline_at: float, replicas: int) -> tuple[tuple[Argument, ...], ...]:

@@ -36,12 +36,21 @@ class Call(NamedTuple):
     key: bytes | None
     script: Script | None = None
     packed: bytes | None = None
-    """The command as it is sent, where its maker knows it: the driver takes longer to pack one than a server to run it."""
+    """The command as it is sent, where its maker has it already."""
 
     def whole(self) -> Call:
         """The same call with the script's text, for a server that does not know its hash."""
         assert self.script is not None, "only a script is known by its hash"
         return Call(("EVAL", self.script.text, *self.arguments[2:]), self.key)
+
+
+def pack(arguments: Sequence[Argument]) -> bytes:
+    """A command as it is sent. The driver looks for more in each argument, in more time than a server needs to run it."""
+    parts = [b"*%d\r\n" % len(arguments)]
+    for one in arguments:
+        value = one if isinstance(one, bytes) else (one.encode() if isinstance(one, str) else b"%d" % one)
+        parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
+    return b"".join(parts)
 
 
 def command(name: str, *arguments: Argument, key: bytes | None = None) -> Call:

@@ -80,22 +80,34 @@ class RedisSession:
         """
         return (await self.batch((call,), write=write, deadline=deadline))[0]
 
-    async def batch(self, calls: Sequence[Call], *, write: bool, deadline: Deadline | None = None) -> list[Any]:
+    async def batch(
+        self, calls: Sequence[Call], *, write: bool, deadline: Deadline | None = None, to: Address | None = None
+    ) -> list[Any]:
         """The answers to commands, in their order: one pipeline for each server, all at once. No transaction.
+
+        ``to``: the server that all keys are of, where the caller knows it; it says so itself where it is not.
 
         The order in which they are done is theirs as long as none must be sent again: a script that the server does not
         know yet, or a command for another server, is done after those behind it.
 
         Raises as ``run`` does, for the first that failed; what was sent to other servers may have been done.
         """
+        if to is None and not self.target.cluster:
+            to = self._owner(None)
         answers: list[Any] = [None] * len(calls)
-        waiting = dict(enumerate(calls))
+        waiting: dict[int, Call] = {}
         asking: dict[int, Address] = {}
-        for _ in range(REDIRECTIONS_MAX):
+        for number in range(REDIRECTIONS_MAX):
             if self.target.cluster and self._stale:
                 await self._learn(self._map_number, self._left_s(deadline))
-            await self._send(waiting, asking, answers, write=write, deadline=deadline)
-            waiting, asking = await self._redirected(waiting, answers)
+            if number or to is None:
+                await self._send(waiting or dict(enumerate(calls)), asking, answers, write=write, deadline=deadline)
+            else:
+                sent = [call.packed or call.arguments for call in calls]
+                answers = await self._exchange(to, sent, self._left_s(deadline), write=write)
+            if not any(isinstance(answer, RedisError) for answer in answers):
+                return answers
+            waiting, asking = await self._redirected(waiting or dict(enumerate(calls)), answers)
             if not waiting:
                 break
         for answer in answers:
@@ -150,6 +162,10 @@ class RedisSession:
         if isinstance(answer, RedisError):
             raise faults.refused(answer, self.where) from answer
         return answer
+
+    def known_server(self, key: bytes) -> Address | None:
+        """The server that takes writes of a key, as last learnt; None where it must be asked for (``server_of``)."""
+        return None if self.target.cluster and self._stale else self._owner(key)
 
     async def server_of(self, key: bytes | None, deadline: Deadline) -> Address:
         """The server that takes writes of a key; Unavailable where nobody does."""
@@ -209,14 +225,18 @@ class RedisSession:
     async def _exchange(
         self, address: Address, commands: Sequence[Sequence[Any] | bytes], timeout_s: float, *, write: bool
     ) -> list[Any]:
-        deadline_at = asyncio.get_running_loop().time() + timeout_s
+        loop = asyncio.get_running_loop()
+        deadline_at = loop.time() + timeout_s
+        if self._room.locked():
+            try:
+                async with asyncio.timeout_at(deadline_at):
+                    await self._room.acquire()
+            except TimeoutError:
+                raise DeadlineExceeded(f"{self.where}: all connections were busy until the deadline") from None
+        else:
+            await self._room.acquire()  # at once: nothing to set a timer for
         try:
-            async with asyncio.timeout_at(deadline_at):
-                await self._room.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded(f"{self.where}: all connections were busy until the deadline") from None
-        try:
-            left_s = deadline_at - asyncio.get_running_loop().time()
+            left_s = deadline_at - loop.time()
             return await self._node(address).exchange(
                 commands, left_s, write=write, confirm=self.target.wait_replicas if write else 0
             )
@@ -273,6 +293,8 @@ class RedisSession:
     def _node(self, address: Address) -> Node:
         found = self._nodes.get(address)
         if found is None:
+            if not self._open:
+                raise Closed(f"{self.where} is not open")
             found = self._nodes[address] = Node(address, self.target, self._name)
         return found
 

@@ -5,7 +5,7 @@ tags, instead of 2,000 commands (docs/adr/0019). It begins with the end of the l
 want. A script keeps the rule of `datalayer.domains.soft.admit` and publishes who comes and goes; who ends by the clock
 is nobody's message.
 
-Beats given at the same time share a pipeline: while one is under way to a server, the next gathers.
+Beats given at the same time share a pipeline (`datalayer.stores.redis.lanes`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import asyncio
 import json
 import zlib
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
 from datalayer.clock import Deadline
 from datalayer.domains.soft import ITEMS_MAX, KEEP_US, LATE_US, Beat, Entry
-from datalayer.errors import DatalayerError, DeadlineExceeded, OutcomeUnknown, Overloaded, Unavailable
+from datalayer.errors import DatalayerError, OutcomeUnknown, Unavailable
 from datalayer.stores.redis import faults
-from datalayer.stores.redis.scripts import Script, command
+from datalayer.stores.redis.lanes import BATCH_MAX, Lane
+from datalayer.stores.redis.scripts import Call, Script, command
 from datalayer.stores.redis.target import Address
 from datalayer.stores.soft import SoftPage, until_confirmed
 
@@ -30,16 +32,12 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Clock
     from datalayer.stores.redis.keys import Names
-    from datalayer.stores.redis.scripts import Call
     from datalayer.stores.redis.session import RedisSession
     from datalayer.stores.soft import Ear
 
 TAGS: Final = 1024
 """Hash tags of the keys: few enough that an MGET has several keys, enough to spread over a hundred nodes."""
 MGET_MAX: Final = 1000
-PENDING_MAX: Final = 100_000
-"""Beats that wait for a server; beyond them a beat is refused."""
-BATCH_MAX: Final = 1000
 PING_S: Final = 3.0
 """A subscription that says nothing for twice as long has ended."""
 CONNECT_S: Final = 2.0
@@ -102,30 +100,49 @@ class RedisSoft:
         # Without `%` formatting: Lua's patterns are full of it.
         text = _BEAT.replace("%d, %d, %d", f"{KEEP_US[domain] + LATE_US}, {LATE_US}, {ITEMS_MAX}", 1)
         self._script = Script(text)
-        self._packed_head = b"*9\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % self._script.sha.encode()
-        self._lanes: dict[Address, _Lane] = {}
+        self._heads = [b"%s{%03x}:" % (names.begin, number) for number in range(TAGS)]
+        self._key_length = len(self._heads[0]) + 16
+        self._packed_head = b"*9\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n$%d\r\n" % (
+            self._script.sha.encode(),
+            self._key_length,
+        )
+        self._lanes: dict[Address, Lane] = {}
 
     # --- beats -------------------------------------------------------------------------------------------------------
 
     async def beat(self, beat: Beat, deadline: Deadline) -> None:
         """A beat is the same however often it is sent: it is sent again until it is confirmed or its time is up."""
         call = self.call_of(beat, publish=True)
+        try:
+            await (self._lane(call) or await self._learnt_lane(call, deadline)).send(call, deadline)
+        except (Unavailable, OutcomeUnknown) as error:
+            await until_confirmed(partial(self._send, call, deadline), deadline, error)
 
-        async def send() -> None:
-            await (await self._lane(call, deadline)).send(call, deadline)
+    async def _send(self, call: Call, deadline: Deadline) -> None:
+        await (self._lane(call) or await self._learnt_lane(call, deadline)).send(call, deadline)
 
-        await until_confirmed(send, deadline)
+    def _lane(self, call: Call) -> Lane | None:
+        """The lane to the server of a call; None where that must be asked for first."""
+        assert call.key is not None, "a beat has a key"
+        address = self._session.known_server(call.key)
+        return None if address is None else self._lanes.get(address) or self._lane_to(address)
+
+    async def _learnt_lane(self, call: Call, deadline: Deadline) -> Lane:
+        return self._lane_to(await self._session.server_of(call.key, deadline))
+
+    def _lane_to(self, address: Address) -> Lane:
+        if address not in self._lanes:
+            self._lanes[address] = Lane(self._session, address)
+        return self._lanes[address]
 
     def call_of(self, beat: Beat, *, publish: bool) -> Call:
         """The command that brings a beat; ``publish``: who comes or goes by it is told."""
-        arguments = (beat.item, beat.version, beat.expires_us, beat.status, "1" if publish else "")
-        key = self.key_of(beat.key)
-        call = self._script.call([key], arguments)
-        item, status = beat.item.encode(), beat.status.encode()
-        version, end, told = b"%d" % beat.version, b"%d" % beat.expires_us, b"1" if publish else b""
-        packed = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+        user, name, given, ends, said = beat
+        key = self._heads[user.int % TAGS] + user.bytes
+        item, status, told = name.encode(), said.encode(), b"1" if publish else b""
+        version, end = b"%d" % given, b"%d" % ends
+        packed = b"%b%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
             self._packed_head,
-            len(key),
             key,
             len(item),
             item,
@@ -138,14 +155,7 @@ class RedisSoft:
             len(told),
             told,
         )
-        return call._replace(packed=packed)
-
-    async def _lane(self, call: Call, deadline: Deadline) -> _Lane:
-        address = await self._session.server_of(call.key, deadline)
-        lane = self._lanes.get(address)
-        if lane is None:
-            lane = self._lanes[address] = _Lane(self._session)
-        return lane
+        return Call(("EVALSHA", self._script.sha, 1, key, item, version, end, status, told), key, self._script, packed)
 
     async def apply(self, beats: Sequence[Beat]) -> None:
         for at in range(0, len(beats), BATCH_MAX):
@@ -218,13 +228,9 @@ class RedisSoft:
 
     # --- the place ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _key_length(self) -> int:
-        return len(self._names.begin) + len(b"{000}:") + 16
-
     def key_of(self, key: UUID) -> bytes:
         """The name of a key: its bytes end it."""
-        return b"%s{%03x}:%s" % (self._names.begin, key.int % TAGS, key.bytes)
+        return self._heads[key.int % TAGS] + key.bytes
 
     async def create(self) -> None:
         """Nothing to make: a key is made by its first beat."""
@@ -251,74 +257,6 @@ class RedisSoft:
             after = page.after
             if after is None:
                 return True
-
-
-class _Lane:
-    """Beats for one server: while a pipeline is under way, the next gathers."""
-
-    __slots__ = ("_session", "_task", "_waiting")
-
-    def __init__(self, session: RedisSession) -> None:
-        self._session = session
-        self._waiting: list[tuple[Call, asyncio.Future[None], Deadline]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def send(self, call: Call, deadline: Deadline) -> None:
-        if len(self._waiting) >= PENDING_MAX:
-            raise Overloaded(f"{self._session.where}: {PENDING_MAX} beats wait for a server already")
-        loop = asyncio.get_running_loop()
-        sent: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((call, sent, deadline))
-        if self._task is None:
-            self._task = loop.create_task(self._run(), name="datalayer-beats")
-        try:
-            async with asyncio.timeout(deadline.remaining()):
-                await sent
-        except TimeoutError as error:
-            raise OutcomeUnknown(f"{self._session.where}: the beat was not confirmed before the deadline") from error
-
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-                batch = _in_time(batch)
-                if batch:
-                    await self._send(batch)
-        finally:
-            self._task = None
-
-    async def _send(self, batch: list[tuple[Call, asyncio.Future[None], Deadline]]) -> None:
-        deadline = max((one for _, _, one in batch), key=lambda one: one.remaining())
-        failure: DatalayerError | None = OutcomeUnknown(f"{self._session.where}: the beats' sender ended")
-        try:
-            await self._session.batch([call for call, _, _ in batch], write=True, deadline=deadline)
-            failure = None
-        except DatalayerError as error:
-            failure = error
-        finally:
-            for _, sent, _ in batch:
-                if sent.done():
-                    continue
-                if failure is None:
-                    sent.set_result(None)
-                else:
-                    sent.set_exception(failure)
-
-
-def _in_time(
-    batch: list[tuple[Call, asyncio.Future[None], Deadline]],
-) -> list[tuple[Call, asyncio.Future[None], Deadline]]:
-    """Those whose callers still wait."""
-    kept = []
-    for one in batch:
-        _, sent, deadline = one
-        if sent.done():
-            continue
-        if deadline.passed:
-            sent.set_exception(DeadlineExceeded("the beat did not come to its server before the deadline"))
-        else:
-            kept.append(one)
-    return kept
 
 
 class _Subscription:

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.asyncio import Connection, SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from datalayer.errors import ConfigurationError
+from datalayer.stores.redis.replies import Replies
 
 if TYPE_CHECKING:
     from datalayer.settings import BackendUrl
 
 DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT_S: Final = 5.0
+READ_BYTES: Final = 64 << 10
 DEFAULT_PREFIX: Final = "datalayer"
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """No braces: the first pair in a key marks what a cluster hashes."""
@@ -34,10 +37,24 @@ class _Known:
     """What the driver keeps to itself: whether the other end has hung up while the connection lay idle."""
 
     _reader: Any
+    _parser: Any
 
     def usable(self) -> bool:
         """Whether something can be sent without connecting first."""
         return self._reader is not None and not self._reader.at_eof()
+
+    async def answers(self, many: int) -> list[Any]:
+        """The answers to so many commands that were sent just now; each may be an error of the driver.
+
+        Raises what the driver raises for a connection that ends. Whoever gives up half way closes the connection.
+        """
+        replies = Replies(many, self._parser.parse_error)
+        while True:
+            piece = await self._reader.read(READ_BYTES)
+            if not piece:
+                raise RedisConnectionError("the server has closed the connection")
+            if replies.feed(piece):
+                return replies.found
 
 
 class Line(_Known, Connection):
