@@ -1,4 +1,4 @@
-"""python -m benchmarks [backfill|memory|repository|search|shards|all] [--rows N] [--rounds N] [--json FILE]"""
+"""python -m benchmarks [NAME|all] [--rows N] [--messages N] [--rounds N] [--json FILE]; --help has the names"""
 
 import argparse
 import asyncio
@@ -8,18 +8,34 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backfill, document, memory, plots, report, repository, search
+from benchmarks import (
+    backfill,
+    document,
+    history,
+    media,
+    memory,
+    plots,
+    presence,
+    report,
+    repository,
+    search,
+    sessions,
+)
 from benchmarks.shards.measure import Sizes
 from benchmarks.shards.measure import measure as measure_shards
 from benchmarks.stage import Ground, ground
 
-ROWS, ROUNDS, MESSAGES = 200_000, 3, 200_000
+ROWS, ROUNDS, MESSAGES, BEATING = 200_000, 3, 200_000, 20_000
 Benchmark = Callable[[Ground, argparse.Namespace, Callable[[str], None]], Coroutine[Any, Any, dict[str, Any]]]
 BENCHMARKS: dict[str, Benchmark] = {
     "backfill": lambda place, chosen, say: backfill.measure(place, chosen.rows, chosen.rounds, say),
+    "history": lambda place, chosen, say: history.measure(place, chosen.messages, chosen.rounds, say),
+    "media": lambda place, chosen, say: media.measure(place, chosen.sizes, chosen.rounds, say),
     "memory": lambda place, chosen, say: memory.measure(place, memory_rows(chosen), say),
+    "presence": lambda place, chosen, say: presence.measure(place, chosen.beating, chosen.rounds, say),
     "repository": lambda place, chosen, say: repository.measure(place, chosen.calls, chosen.rounds, say),
     "search": lambda place, chosen, say: search.measure(place, chosen.messages, chosen.rounds, say),
+    "sessions": lambda place, chosen, say: sessions.measure(place, chosen.calls, chosen.rounds, say),
     "shards": lambda place, chosen, say: measure_shards(place, sizes(chosen), say),
 }
 
@@ -61,7 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Speed and memory beside peers, in one run.")
     parser.add_argument("what", nargs="?", choices=[*BENCHMARKS, "all"], default="all")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of the backfill (default %(default)s)")
-    parser.add_argument("--messages", type=int, default=MESSAGES, help="messages to search (default %(default)s)")
+    parser.add_argument(
+        "--messages", type=int, default=MESSAGES, help="messages of history and search (default %(default)s)"
+    )
+    parser.add_argument("--beating", type=int, default=BEATING, help="users of presence (default %(default)s)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=media.SIZES, metavar="BYTES", help="of media (default %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of both sides (default %(default)s)")
     parser.add_argument("--calls", type=int, default=repository.CALLS, help="calls of a round (default %(default)s)")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """A result as a JSON document: what was measured, where, when, from which commit, by which command."""
 
+import functools
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str:
     """The commit of the checkout, with a + where files of the product differ from it."""
     head = _git("rev-parse", "--short=12", "HEAD")

@@ -1,6 +1,6 @@
 """Results as SVG in docs/plots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ def draw(documents: Sequence[Mapping[str, Any]], folder: Path = PLOTS) -> list[P
     """One file for each document."""
     drawers = {
         "backfill": _backfill,
+        "history": _history,
+        "media": _calls(1.15),
         "memory": _memory,
+        "presence": _calls(1.2),
         "repository": _repository,
         "search": _search,
+        "sessions": _calls(1.2),
         "shards": _shards,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,35 @@ def _repository(found: Mapping[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+def _calls(aim: float) -> Callable[[Mapping[str, Any], Path], Path]:
+    def drawn(found: Mapping[str, Any], path: Path) -> Path:
+        rows = found["calls"]
+        figure, (axis,) = _figure(1, 7.0, 0.8 + 0.3 * len(rows))
+        labels = [_label(one) for one in rows]
+        _bars(axis, labels, [one["ratio"] for one in rows], [OURS if "aim" in one else PEER for one in rows])
+        axis.axvline(aim, color="#b42318", linewidth=1)
+        axis.set_xlabel("time of a call over the bare driver's (line: the aim)")
+        axis.set_title(found["benchmark"], fontsize=10)
+        return _save(figure, path)
+
+    return drawn
+
+
+def _history(found: Mapping[str, Any], path: Path) -> Path:
+    figure, (axis,) = _figure(1, 7.0, 0.8 + 0.9 * len(found["stores"]))
+    labels, figures, colours = [], [], []
+    for name, store in found["stores"].items():
+        for one in store["calls"]:
+            for prefix, by, colour in (("", "datalayer", OURS), ("bare_", one["bare"], PEER)):
+                labels.append(f"{name}: {one['call']}, {by}")
+                middle, high = one[f"{prefix}p50_ms"]["median"], one[f"{prefix}p99_ms"]["median"]
+                figures.append({"median": middle, "min": middle, "max": high})
+                colours.append(colour)
+    _bars(axis, labels, figures, colours)
+    axis.set_title(f"ms of a call among {found['messages']:,} messages, p50 to p99", fontsize=10)
+    return _save(figure, path)
+
+
 def _search(found: Mapping[str, Any], path: Path) -> Path:
     figure, axes = _figure(2, 7.0, 3.2)
     told = found["indexing"]["contenders"]
@@ -71,8 +104,12 @@ def _search(found: Mapping[str, Any], path: Path) -> Path:
     axes[0].set_title("documents a second into OpenSearch", fontsize=10)
     times = found["latency"]
     labels = [f"{one['backend']}, {one['what']}" for one in times]
-    figures = [{"median": one["p50_ms"], "min": one["p50_ms"], "max": one["p99_ms"]} for one in times]
-    _bars(axes[1], labels, figures, [PEER if one["what"] == "history" else OURS for one in times])
+    figures = [
+        {"median": middle, "min": middle, "max": one["p99_ms"]["median"]}
+        for one in times
+        for middle in (one["p50_ms"]["median"],)
+    ]
+    _bars(axes[1], labels, figures, [OURS] * len(times))
     axes[1].set_title(f"ms of a query of {found['messages']:,} messages, p50 to p99", fontsize=10)
     return _save(figure, path)
 
@@ -95,8 +132,12 @@ def _shards(found: Mapping[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+def _label(one: Mapping[str, Any]) -> str:
+    return f"{one['call']}, {one['tasks']} task{'s'[: one['tasks'] > 1]}, {one['bare']}"
+
+
 def _ratios(axis: Any, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    labels = [f"{one['call']}, {one['tasks']} task{'s'[: one['tasks'] > 1]}, {one['bare']}" for one in rows]
+    labels = [_label(one) for one in rows]
     _bars(axis, labels, [one["ratio"] for one in rows], [OURS] * len(rows))
     axis.set_title(title, fontsize=10)
 

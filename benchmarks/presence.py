@@ -1,144 +1,71 @@
-"""Presence against bare redis-py pipelines that send the same commands, in turns on one server.
+"""Presence beside bare redis-py pipelines that send the same commands: heartbeats 500 at a time, and who of 2,000 is there."""
 
-    python -m benchmarks.presence [--users 20000] [--rounds 5]
-
-Prints medians of microseconds a heartbeat and milliseconds an answer for 2,000 users, of wall clock and of this
-process's own time, and library / bare. Both send the same script calls, 500 at a time, and the same MGETs; both make the
-keys and read the ends.
-"""
-
-from __future__ import annotations
-
-import argparse
 import asyncio
-import json
-import statistics
-import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID, uuid4
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
 
-from redis.asyncio import Redis
-
-from datalayer.domains.soft import Beat
+from benchmarks.figures import Aim
+from benchmarks.peers.bare_redis import BarePresence
+from benchmarks.slices import Call, beside, interleaved
+from benchmarks.stage import Ground, settings_of
 from datalayer.layer import DataLayer
-from datalayer.settings import parse_settings
-from tests.servers import Servers
+from datalayer.types import Presence
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-AT_ONCE: Final = 500
-ASKED: Final = 2000
-TTL_S: Final = 45.0
-PAGE: Final = 1000
-
-
-async def timed(work: Callable[[list[UUID]], Awaitable[None]], users: list[UUID]) -> tuple[float, float]:
-    """Seconds by the clock, and of this process."""
-    wall, own = time.perf_counter(), time.process_time()
-    await work(users)
-    return time.perf_counter() - wall, time.process_time() - own
+AT_ONCE = 500
+ASKED = 2000
+ANSWERS = 5
+TTL_S = 45.0
+AIM = Aim(1.2, at_least=False)
+BARE = "redis-py pipelines"
+SLICES_PER_ROUND = 3
+Say = Callable[[str], None]
 
 
-def parts(users: list[UUID], size: int) -> list[list[UUID]]:
-    """The users, so many at a time."""
-    return [users[at : at + size] for at in range(0, len(users), size)]
+async def measure(ground: Ground, users: int, rounds: int, say: Say) -> dict[str, Any]:
+    """Beats and answers of both. A call is one beat, and one answer."""
+    users = max(ASKED, users // AT_ONCE * AT_ONCE)
+    url = ground.redis()
+    settings = settings_of(
+        {"main": f"sqlite:///{ground.folder}/presence.sqlite", "redis": url}, "memory://", presence="redis"
+    )
+    everybody = [uuid4() for _ in range(users)]
+    parts = [everybody[at : at + AT_ONCE] for at in range(0, users, AT_ONCE)]
+    slices = rounds * SLICES_PER_ROUND
+    async with DataLayer.open(settings) as layer:
+        bare = BarePresence(url, layer.router("presence").route.authority)
+        beat, asked = layer.presence.heartbeat, everybody[:ASKED]
+
+        async def ours(number: int) -> None:
+            await asyncio.gather(*(beat(user, device="web", ttl=TTL_S) for user in parts[number]))
+
+        async def online(_: int) -> object:
+            return await layer.presence.online(asked)
+
+        async def bare_online(_: int) -> object:
+            return await bare.online(asked)
+
+        await ours(0)  # the server knows the script
+        await _same_answers(layer, bare, asked[:AT_ONCE])
+        beats: list[Call] = [ours, lambda number: bare.beat(parts[number], TTL_S)]
+        found = await interleaved(beats, len(parts), 1, slices)
+        say("presence: beats measured")
+        answers = await interleaved([online, bare_online], ANSWERS, 1, slices)
+        say("presence: answers measured")
+        await bare.close()
+    each = [[one.part(AT_ONCE) for one in side] for side in found]
+    calls = [_told("heartbeat", beside(*each)), _told(f"online({ASKED})", beside(*answers))]
+    return {"users": users, "beats_at_once": AT_ONCE, "slices": slices, "calls": calls}
 
 
-class Bare:
-    """What a program without the library would do."""
-
-    def __init__(self, url: str, store: Any) -> None:
-        self.client = Redis.from_url(url)
-        self._key = store.key_of
-        self._sha = store.call_of(Beat(uuid4(), "web", 0, 0), publish=True).arguments[1]
-
-    async def beat(self, users: list[UUID]) -> None:
-        """Every user once."""
-        for some in parts(users, AT_ONCE):
-            pipeline = self.client.pipeline(transaction=False)
-            now = time.time_ns() // 1000
-            for user in some:
-                end = now + int(TTL_S * 1e6)
-                pipeline.execute_command("EVALSHA", self._sha, 1, self._key(user), "web", now, end, "", "1")
-            await pipeline.execute()
-
-    async def online(self, users: list[UUID]) -> None:
-        """Who of them is there."""
-        now = time.time_ns() // 1000
-        for some in parts(users, PAGE):
-            values: list[Any] = await self.client.mget([self._key(user) for user in some])
-            for value in values:
-                assert int(value[: value.index(b"\x1e")]) > now
+def _told(call: str, figures: dict[str, Any]) -> dict[str, Any]:
+    about = {"call": call, "tasks": 1, "bare": BARE}
+    return figures | about | {"aim": str(AIM), "met": AIM.met(figures["ratio"]["median"])}
 
 
-class Library:
-    """The same through a DataLayer."""
-
-    def __init__(self, layer: DataLayer) -> None:
-        self._presence = layer.presence
-
-    async def beat(self, users: list[UUID]) -> None:
-        """Every user once."""
-        for some in parts(users, AT_ONCE):
-            await asyncio.gather(*(self._presence.heartbeat(user, device="web", ttl=TTL_S) for user in some))
-
-    async def online(self, users: list[UUID]) -> None:
-        """Who of them is there."""
-        await self._presence.online(users)
-
-
-async def compare(url: str, users: int, rounds: int) -> dict[str, Any]:
-    """Medians of both, and their ratios."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        document = {
-            "backends": {"main": {"url": "sqlite:///main.sqlite"}, "redis": {"url": url}},
-            "routes": {"presence": "redis"},
-        }
-        async with DataLayer.open(parse_settings(document, directory=Path(folder))) as layer:
-            bare, library = Bare(url, layer.router("presence").route.authority), Library(layer)
-            everybody = [uuid4() for _ in range(users)]
-            await library.beat(everybody)  # the server knows the script, both have connections
-            await bare.beat(everybody)
-            for _ in range(rounds):
-                one: Bare | Library
-                for name, one in (("bare", bare), ("library", library)):
-                    found.setdefault(f"{name} beat", []).append(await timed(one.beat, everybody))
-                    found.setdefault(f"{name} online", []).append(await timed(one.online, everybody[:ASKED]))
-            await bare.client.aclose()
-    return summary(found, users)
-
-
-def summary(found: dict[str, list[tuple[float, float]]], users: int) -> dict[str, Any]:
-    """Medians a beat (us) and an answer (ms)."""
-    told: dict[str, Any] = {"users": users}
-    for index, clock in enumerate(("wall", "own")):
-        for what, unit in (("beat", 1e6 / users), ("online", 1e3)):
-            bare, library = (
-                statistics.median(one[index] for one in found[f"{name} {what}"]) for name in ("bare", "library")
-            )
-            told[f"{what}_{clock}"] = {
-                "bare": round(bare * unit, 2),
-                "library": round(library * unit, 2),
-                "ratio": round(library / bare, 2),
-            }
-    return told
-
-
-def main() -> None:
-    """Run it on a server of its own."""
-    parser = argparse.ArgumentParser(description="presence against bare redis-py pipelines")
-    parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
-    with Servers() as servers:
-        url = servers.redis().create_database()
-        sys.stdout.write(json.dumps(asyncio.run(compare(url, chosen.users, chosen.rounds)), indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+async def _same_answers(layer: DataLayer, bare: BarePresence, asked: Any) -> None:
+    others = [uuid4() for _ in asked]
+    ours = await layer.presence.online([*asked, *others])
+    theirs = await bare.online([*asked, *others])
+    assert {user: said is Presence.ONLINE for user, said in ours.items()} == theirs, "both sides know the same users"
+    assert sum(theirs.values()) == len(asked), "those who have beaten are there, and nobody else"

@@ -12,9 +12,13 @@ def text(found: Mapping[str, Any]) -> str:
     head = f"{found['benchmark']}  {found['date']}  commit {found['commit']}  {machine['cpus']} cpus, load {machine['load_1min']}"
     parts = {
         "backfill": _backfill,
+        "history": _history,
+        "media": _calls,
         "memory": _memory,
+        "presence": _calls,
         "repository": _repository,
         "search": _search,
+        "sessions": _calls,
         "shards": _shards,
     }
     return "\n".join([head, *parts[found["benchmark"]](found)])
@@ -87,6 +91,31 @@ def _repository(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _calls(found: Mapping[str, Any]) -> list[str]:
+    rows: list[Columns] = [
+        ("call", "tasks", "beside", "us a call", "bare", "ratio", "CPU us", "bare", "CPU ratio", "aim")
+    ]
+    for one in found["calls"]:
+        times = (spread(one["us_a_call"]), spread(one["bare_us_a_call"]), spread(one["ratio"]))
+        work = (spread(one["cpu_us_a_call"]), spread(one["bare_cpu_us_a_call"]), spread(one["cpu_ratio"]))
+        rows.append((one["call"], str(one["tasks"]), one["bare"], *times, *work, verdict(one)))
+    return ["", *table(rows)]
+
+
+def _history(found: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for name, store in found["stores"].items():
+        head = f"{name}, {found['messages']:,} messages (loaded at {number(store['load_rows_per_s'])}/s)"
+        rows: list[Columns] = [(head, "p50 ms", "p99 ms", "beside", "p50 ms", "p99 ms", "ratio of p50", "aim")]
+        for one in store["calls"]:
+            ours, bare = (
+                tuple(spread(one[f"{prefix}{what}"]) for what in ("p50_ms", "p99_ms")) for prefix in ("", "bare_")
+            )
+            rows.append((one["call"], *ours, one["bare"], *bare, spread(one["ratio"]), verdict(one)))
+        lines += ["", *table(rows)]
+    return lines
+
+
 def _search(found: Mapping[str, Any]) -> list[str]:
     told = found["indexing"]
     rows: list[Columns] = [("documents/s into OpenSearch", "", "client CPU us/document")]
@@ -94,7 +123,7 @@ def _search(found: Mapping[str, Any]) -> list[str]:
         rows.append((name, spread(one["documents_per_s"]), number(one["client_cpu_us_per_document"])))
     rows += [(f"{one['ours']} / {one['peer']}", spread(one["documents_per_s"]), verdict(one)) for one in told["ratios"]]
     times: list[Columns] = [(f"{found['messages']:,} messages", "", "p50 ms", "p99 ms")]
-    times += [(one["backend"], one["what"], number(one["p50_ms"]), number(one["p99_ms"])) for one in found["latency"]]
+    times += [(one["backend"], one["what"], spread(one["p50_ms"]), spread(one["p99_ms"])) for one in found["latency"]]
     return [*table(rows), "", *table(times)]
 
 

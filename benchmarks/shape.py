@@ -156,6 +156,13 @@ def records(rows: int, seed: int = 1) -> Iterator[Record]:
         left -= size
 
 
+def in_parts(rows: int, size: int, seed: int = 1) -> Iterator[list[Record]]:
+    """The same, so many at a time: a million need not lie in memory."""
+    every = records(rows, seed)
+    while part := list(itertools.islice(every, size)):
+        yield part
+
+
 def _pool(chance: random.Random) -> str:
     parts: list[str] = []
     size = 0

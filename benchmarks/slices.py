@@ -19,6 +19,10 @@ class Slice:
     us: float
     cpu_us: float
 
+    def part(self, parts: int) -> "Slice":
+        """Of a call that does several things at once: what one of them takes."""
+        return Slice(self.us / parts, self.cpu_us / parts)
+
 
 async def timed(call: Call, calls: int, tasks: int) -> Slice:
     """``calls`` calls by so many tasks at once."""
@@ -33,12 +37,23 @@ async def timed(call: Call, calls: int, tasks: int) -> Slice:
     return Slice(1e6 * seconds / calls, 1e6 * cpu / calls)
 
 
-async def interleaved(sides: Sequence[Call], calls: int, tasks: int, slices: int) -> list[list[Slice]]:
-    """Slices of every side in turn, each time beginning with another one; the first pass warms up and is left out."""
+async def interleaved(
+    sides: Sequence[Call],
+    calls: int,
+    tasks: int,
+    slices: int,
+    ready: Callable[[int], Awaitable[object]] | None = None,
+) -> list[list[Slice]]:
+    """Slices of every side in turn, each time beginning with another one; the first pass warms up and is left out.
+
+    ``ready`` is awaited before each slice, with the number of its side, while no clock runs.
+    """
     found: list[list[Slice]] = [[] for _ in sides]
     for number in range(slices + 1):
         for turn in range(len(sides)):
             at = (number + turn) % len(sides)
+            if ready is not None:
+                await ready(at)
             measured = await timed(sides[at], calls, tasks)
             if number:
                 found[at].append(measured)

@@ -63,12 +63,14 @@ class Stage:
         return self.folder / f"{name}-{uuid4().hex[:6]}.log"
 
 
-def settings_of(backends: dict[str, str], control: str, *, messages: str = "main", users: str = "main") -> Settings:
-    """Settings over these places."""
+def settings_of(
+    backends: dict[str, str], control: str, *, messages: str = "main", users: str = "main", **routes: str
+) -> Settings:
+    """Settings over these places; ``routes`` are those of other domains."""
     return parse_settings(
         {
             "backends": {name: {"url": url} for name, url in backends.items() if url},
-            "routes": {"users": users, "messages": messages},
+            "routes": {"users": users, "messages": messages, **routes},
             "control": {"url": control},
         },
         directory=Path.cwd(),
@@ -99,6 +101,14 @@ class Ground:
     def opensearch(self, prefix: str) -> str:
         """The URL of a prefix of indexes that nobody else uses."""
         return self._servers.opensearch().url_of(prefix)
+
+    def redis(self) -> str:
+        """The URL of an empty database of Redis."""
+        return self._servers.redis().create_database()
+
+    def bucket(self) -> str:
+        """The URL of an empty bucket."""
+        return self._servers.s3().create_bucket(_name().replace("_", "-"))
 
     async def stage(self, *, copy: bool = True, cassandra: bool = True) -> Stage:
         """Empty places with their schema."""

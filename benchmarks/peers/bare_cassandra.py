@@ -16,11 +16,11 @@ from datalayer.types import Message
 _BUCKET_MAX = (1 << 31) - 1
 _BUCKETS_PAGE = 200
 _CQL = {
-    "put_bucket": "INSERT INTO message_buckets_{n} (conversation_id, bucket) VALUES (?, ?) USING TIMESTAMP 1",
-    "put": "INSERT INTO messages_{n} (conversation_id, bucket, id, record) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
-    "get": "SELECT record FROM messages_{n} WHERE conversation_id = ? AND bucket = ? AND id = ?",
-    "buckets": "SELECT bucket FROM message_buckets_{n} WHERE conversation_id = ? AND bucket <= ? LIMIT ?",
-    "newest": "SELECT id, record FROM messages_{n} WHERE conversation_id = ? AND bucket = ? LIMIT ?",
+    "put_bucket": "INSERT INTO message_buckets{n} (conversation_id, bucket) VALUES (?, ?) USING TIMESTAMP 1",
+    "put": "INSERT INTO messages{n} (conversation_id, bucket, id, record) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+    "get": "SELECT record FROM messages{n} WHERE conversation_id = ? AND bucket = ? AND id = ?",
+    "buckets": "SELECT bucket FROM message_buckets{n} WHERE conversation_id = ? AND bucket <= ? LIMIT ?",
+    "newest": "SELECT id, record FROM messages{n} WHERE conversation_id = ? AND bucket = ? LIMIT ?",
 }
 
 
@@ -29,7 +29,7 @@ class BareCassandra:
 
     def __init__(self, url: BackendUrl, attempt: int) -> None:
         self._url = url
-        self._attempt = attempt
+        self._suffix = f"_{attempt}" if attempt else ""
         self._cluster: Any = None
         self._session: Any = None
         self._prepared: dict[str, Any] = {}
@@ -40,7 +40,7 @@ class BareCassandra:
         self._cluster = clusters.build(Target.of(self._url))
         self._session = await asyncio.to_thread(self._cluster.connect, self._url.database)
         for name, cql in _CQL.items():
-            self._prepared[name] = await asyncio.to_thread(self._session.prepare, cql.format(n=self._attempt))
+            self._prepared[name] = await asyncio.to_thread(self._session.prepare, cql.format(n=self._suffix))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._cluster.shutdown)

@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks import document, plots, report
+from benchmarks import document, plots, report, search
 from benchmarks.backfill import COPY_PIPE, DRIVER, OURS_CASSANDRA, OURS_POSTGRES, Done, Race
 from benchmarks.dataset import Dataset
 from benchmarks.figures import Aim, Figure, ratio, rounded
+from benchmarks.search import Done as Did
 from benchmarks.shards import moves, reads, traffic
 from benchmarks.shards.measure import Sizes
 from benchmarks.shards.place import people, records, slot
 from benchmarks.slices import Slice, beside
 from datalayer.ids import slot_of
 
-DRIVERS = {"psycopg", "psycopg_pool", "cassandra", "sqlite3"}
+DRIVERS = {"psycopg", "psycopg_pool", "cassandra", "sqlite3", "redis", "boto3"}
+INDEXERS = ("ours", *search.AIMS)
 DATA = Dataset("generated", 1000, 80, 0.8, Path("a.csv"), Path("b.csv"))
 
 
@@ -43,11 +45,23 @@ def documents() -> list[dict[str, Any]]:
         "met": True,
     }
     run = {"target": "Postgres", "rows": 5, "base_mib": 1.0, "peak_mib": 2.0, "above_base_mib": 1.0, "rows_per_s": 9}
+    ms = {f"{prefix}{what}_ms": Figure.of([1.0, 2.0]).document() for prefix in ("", "bare_") for what in ("p50", "p99")}
+    far = ms | {"call": "get", "bare": "psycopg", "ratio": row["ratio"], "aim": "x", "met": False}
+    found = {"backend": "like", "what": "a word", "p50_ms": ms["p50_ms"], "p99_ms": ms["p99_ms"]}
     bodies: dict[str, dict[str, Any]] = {
         "backfill": {"datasets": {"generated": race().document()}},
         "memory": {"runs": [run | {"aim": "<= 64", "met": True}]},
         "repository": {"stores": {"Postgres": [row]}},
         "shards": shards(slices, bare),
+        "media": {"calls": [row, {name: value for name, value in row.items() if name not in {"aim", "met"}}]},
+        "presence": {"calls": [row]},
+        "sessions": {"calls": [row]},
+        "history": {"messages": 5, "stores": {"Postgres": {"load_rows_per_s": 9, "calls": [far]}}},
+        "search": {
+            "messages": 5,
+            "indexing": search.raced({key: [Did(1.0, 1.0)] for key in INDEXERS}, 5),
+            "latency": [found],
+        },
     }
     return [document.document(name, body, document.machine()) for name, body in bodies.items()]
 
@@ -165,12 +179,17 @@ def test_documents_say_where_when_and_from_what(tmp_path: Path, monkeypatch: pyt
         "memory.json",
         "repository.json",
         "shards.json",
+        "media.json",
+        "presence.json",
+        "sessions.json",
+        "history.json",
+        "search.json",
         "all.json",
     ]
     for one in made:
         assert {"benchmark", "format", "date", "commit", "command", "machine"} <= one.keys()
         assert json.loads((tmp_path / f"{one['benchmark']}.json").read_text()) == one
-    assert json.loads((tmp_path / "all.json").read_text()).keys() == {"backfill", "memory", "repository", "shards"}
+    assert json.loads((tmp_path / "all.json").read_text()).keys() == {one["benchmark"] for one in made}
 
 
 def test_every_document_can_be_read_and_drawn(tmp_path: Path) -> None:
@@ -179,7 +198,8 @@ def test_every_document_can_be_read_and_drawn(tmp_path: Path) -> None:
     assert "MISSED" in texts[0]
     assert "pgcopydb is not to be had here" in texts[3]
     assert all(str(one["commit"]) in text for one, text in zip(made, texts, strict=True))
-    for path in plots.draw(made, tmp_path):
+    same = {"presence", "sessions"}  # as media
+    for path in plots.draw([one for one in made if one["benchmark"] not in same], tmp_path):
         assert path.read_text().startswith("<?xml")
 
 
@@ -187,7 +207,9 @@ def test_only_peers_import_a_driver() -> None:
     folder = Path(document.__file__).parent
     importing = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if _imports(path) & DRIVERS}
     assert importing == {
+        "peers/bare_media.py",
         "peers/bare_postgres.py",
+        "peers/bare_redis.py",
         "peers/bare_sqlite.py",
         "peers/bare_users.py",
         "peers/driver.py",
