@@ -62,7 +62,7 @@ async def measure(ground: Ground, messages: int, rounds: int, say: Say) -> dict[
 
 
 def sqlite(ground: Ground) -> Place:
-    path = ground.folder / "history.sqlite"
+    path = ground.empty_folder() / "history.sqlite"
     settings = settings_of({"main": f"sqlite:///{path}"}, f"sqlite:///{path}.control")
     return Place("SQLite", settings, BareSqlite(path, 0, threads=True), "sqlite3 by to_thread", lambda: None)
 
@@ -78,7 +78,7 @@ def postgres(ground: Ground) -> Place:
 def cassandra(ground: Ground) -> Place:
     url = ground.keyspace()
     settings = settings_of(
-        {"main": f"sqlite:///{ground.folder}/beside.sqlite", "cassandra": url}, "memory://", messages="cassandra"
+        {"main": f"sqlite:///{ground.empty_folder()}/beside.sqlite", "cassandra": url}, "memory://", messages="cassandra"
     )
     return Place("Cassandra", settings, BareCassandra(BackendUrl.parse(url), 0), "cassandra-driver", lambda: None)
 

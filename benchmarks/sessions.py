@@ -51,7 +51,7 @@ async def measure(ground: Ground, calls: int, rounds: int, say: Say) -> dict[str
     """create, get, touch and revoke, by one task and by eight."""
     url = ground.redis()
     settings = settings_of(
-        {"main": f"sqlite:///{ground.folder}/sessions.sqlite", "redis": url}, "memory://", sessions="redis"
+        {"main": f"sqlite:///{ground.empty_folder()}/sessions.sqlite", "redis": url}, "memory://", sessions="redis"
     )
     users = [uuid4() for _ in range(USERS)]
     told: list[dict[str, Any]] = []

@@ -102,6 +102,10 @@ class Ground:
         """The URL of a prefix of indexes that nobody else uses."""
         return self._servers.opensearch().url_of(prefix)
 
+    def empty_folder(self) -> Path:
+        """A folder that nobody else uses."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
     def redis(self) -> str:
         """The URL of an empty database of Redis."""
         return self._servers.redis().create_database()
@@ -112,7 +116,7 @@ class Ground:
 
     async def stage(self, *, copy: bool = True, cassandra: bool = True) -> Stage:
         """Empty places with their schema."""
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        folder = self.empty_folder()
         stage = Stage(
             folder,
             self.database(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
-from datalayer.errors import InvalidArgument, LostLease, PreconditionFailed
+from datalayer.errors import Corrupt, InvalidArgument, LostLease, PreconditionFailed
 from datalayer.stores.base import MetaRow
 
 if TYPE_CHECKING:
@@ -59,8 +59,13 @@ class Objects(Protocol):
         """
         ...
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes from ``start`` to before ``stop``, in pieces. NotFound."""
+    def read(
+        self, name: str, start: int = 0, stop: int | None = None, *, size: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes from ``start`` to before ``stop``, in pieces. NotFound.
+
+        ``size``: what the whole object is known to have; Corrupt, before the first piece, where it has another.
+        """
         ...
 
     async def head(self, name: str) -> ObjectInfo | None:
@@ -99,6 +104,11 @@ def check_name(name: str) -> str:
     if NAME.fullmatch(name) is None:
         raise InvalidArgument("this is no name of an object: names are made of two ids, never of what users send")
     return name
+
+
+def wrong_size(name: str) -> Corrupt:
+    """What is said of an object that has not as many bytes as were stored."""
+    return Corrupt(f"object {name} has another size than what was stored there")
 
 
 class Notes(Protocol):

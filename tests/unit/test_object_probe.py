@@ -22,7 +22,9 @@ class Replacing(MemoryObjects):
 
 
 class WholeForPart(MemoryObjects):
-    async def read(self, name: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, name: str, start: int = 0, stop: int | None = None, *, size: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         async for chunk in super().read(name):
             yield chunk
 

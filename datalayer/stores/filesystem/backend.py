@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.errors import ConfigurationError, DeadlineExceeded, PreconditionFailed, Unavailable
 from datalayer.stores.filesystem.tree import Tree, make_root, told
-from datalayer.stores.objects import CHUNK, ObjectInfo, ObjectMeta, Presigned, check_name, no_urls
+from datalayer.stores.objects import CHUNK, ObjectInfo, ObjectMeta, Presigned, check_name, no_urls, wrong_size
 from datalayer.stores.threads import Threads
 
 if TYPE_CHECKING:
@@ -151,10 +151,14 @@ class FilesystemObjects:
         finally:
             await self._backend.run(upload.close)
 
-    async def read(self, name: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, name: str, start: int = 0, stop: int | None = None, *, size: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         run = self._backend.run
         descriptor, status = await run(self.tree.open, name)
         try:
+            if size is not None and status.st_size != size:
+                raise wrong_size(name)
             at, end = start, status.st_size if stop is None else min(stop, status.st_size)
             while at < end:
                 chunk = await run(os.pread, descriptor, min(CHUNK, end - at), at)

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import AlreadyExists, NotFound
-from datalayer.stores.objects import CHUNK, ObjectInfo, Presigned, check_name, no_urls
+from datalayer.stores.objects import CHUNK, ObjectInfo, Presigned, check_name, no_urls, wrong_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -54,10 +54,14 @@ class MemoryObjects:
             raise AlreadyExists(f"object {name} exists already in {self._backend.name}")
         self._stored[name] = (held, self._backend.server.clock.now_us())
 
-    async def read(self, name: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, name: str, start: int = 0, stop: int | None = None, *, size: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         held = await self._call("read", lambda: self._stored.get(check_name(name), (None, 0))[0] or b"", write=False)
         if check_name(name) not in self._stored:
             raise NotFound(f"object {name} is not in {self._backend.name}")
+        if size is not None and len(held) != size:
+            raise wrong_size(name)
         wanted = held[start:stop]
         for at in range(0, len(wanted), CHUNK):
             yield wanted[at : at + CHUNK]

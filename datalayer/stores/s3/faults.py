@@ -54,6 +54,10 @@ def told(bucket: str, what: str, *, write: bool = False) -> Iterator[None]:
         raise Unavailable(f"bucket {bucket!r}: {what} failed ({type(error).__name__})") from error
 
 
+class BeyondEnd(PreconditionFailed):
+    """An object has no byte of the range that was asked for."""
+
+
 class Conflicting(Unavailable):
     """Another write of this very name was under way; S3 asks to send it once more."""
 
@@ -84,6 +88,10 @@ def _absent(bucket: str, what: str) -> DatalayerError:
 
 def _taken(bucket: str, what: str) -> DatalayerError:
     return AlreadyExists(f"{what} exists already in bucket {bucket!r}")
+
+
+def _beyond(bucket: str, what: str) -> DatalayerError:
+    return BeyondEnd(f"{what} in bucket {bucket!r} ends before the range that was asked for")
 
 
 def _conflicting(bucket: str, what: str) -> DatalayerError:
@@ -135,6 +143,7 @@ _REFUSALS: Final[tuple[tuple[frozenset[str], Callable[[str, str], DatalayerError
     (frozenset({"NoSuchKey", "NotFound", "404"}), _absent),
     (frozenset({"NoSuchBucket"}), no_bucket),
     (frozenset({"PreconditionFailed", "412"}), _taken),
+    (frozenset({"InvalidRange", "416"}), _beyond),
     (frozenset({"ConditionalRequestConflict", "OperationAborted"}), _conflicting),
     (frozenset({"RequestTimeTooSkewed", "RequestExpired"}), _skewed),
     (frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "401"}), _no_login),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from datalayer.errors import DatalayerError, NotFound
-from datalayer.stores.objects import CHUNK, NAME, ObjectInfo, Presigned, check_name
-from datalayer.stores.s3.faults import Conflicting
+from datalayer.stores.objects import NAME, ObjectInfo, Presigned, check_name, wrong_size
+from datalayer.stores.s3.faults import BeyondEnd, Conflicting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -21,6 +21,8 @@ PART: Final = 5 << 20
 """The smallest part that S3 takes; larger where the size asks for it."""
 PARTS_MAX: Final = 9_000
 SMALL: Final = 1 << 20
+PIECE: Final = 1 << 20
+"""Bytes that are read at once."""
 UPLOADS_PAGE: Final = 1000
 CONFLICTS_MAX: Final = 3
 """How often one request is sent while another write of its name is under way. An upload in parts is not sent again: its
@@ -123,18 +125,39 @@ class S3Objects:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    async def read(self, name: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, name: str, start: int = 0, stop: int | None = None, *, size: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         what = f"object {name}"
         if stop is not None and stop <= start:
             return
         part = {} if (start, stop) == (0, None) else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
-        found = await self._backend.call("get_object", what, Key=self._key(name), **part)
-        body = found["Body"]
         try:
-            while chunk := await self._backend.run(what, body.read, CHUNK):
+            found, chunk = await self._backend.run(what, self._begun, self._key(name), part)
+        except BeyondEnd:
+            if size is None:
+                raise
+            raise wrong_size(name) from None
+        body, left = found["Body"], int(found["ContentLength"])
+        try:
+            if size is not None and _whole_size(found) != size:
+                raise wrong_size(name)
+            # To the byte: asking once more, to hear that there is nothing, is one more way to a thread and back.
+            while chunk:
+                left -= len(chunk)
                 yield chunk
+                chunk = await self._backend.run(what, body.read, min(PIECE, left)) if left else b""
         finally:
             body.close()
+
+    def _begun(self, key: str, part: dict[str, str]) -> tuple[dict[str, Any], bytes]:
+        """The answer to a read, and its first bytes: one call in a thread, and the only one for a small object."""
+        found: dict[str, Any] = self._backend.client.get_object(Bucket=self._backend.bucket, Key=key, **part)
+        try:
+            return found, found["Body"].read(PIECE)
+        except BaseException:  # whatever it was: the connection is given back, and it is raised again
+            found["Body"].close()
+            raise
 
     async def head(self, name: str) -> ObjectInfo | None:
         try:
@@ -225,6 +248,13 @@ class _Parts:
             await self._backend.call("abort_multipart_upload", self._what, **self._about)
         except DatalayerError:
             return
+
+
+def _whole_size(found: dict[str, Any]) -> int:
+    """Of the object of which this is an answer, perhaps about a part of it ("bytes 5-9/100")."""
+    return (
+        int(str(found["ContentRange"]).rpartition("/")[2]) if "ContentRange" in found else int(found["ContentLength"])
+    )
 
 
 def _us(when: datetime) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from datalayer.clock import Clock, SystemClock
-from datalayer.errors import AlreadyExists, InvalidArgument, LostLease, NotFound
+from datalayer.errors import AlreadyExists, Corrupt, InvalidArgument, LostLease, NotFound
 from datalayer.ids import uuid7_at
 from datalayer.stores.base import MetaRow, Token
 from datalayer.testing.contract.fixture import Waiting, outcomes, refused
@@ -117,6 +117,17 @@ class ObjectsSuite:
         await store.put(name, pieces(data, fixture.random), content_type="a/b")
         for start, stop in ((0, 1), (699_999, None), (5, 5), (300_000, 600_001), (0, 700_000), (17, None)):
             assert await whole(store.read(name, start, stop)) == data[start:stop], (start, stop)
+
+    async def test_an_object_of_another_size_gives_no_piece(self, fixture: ObjectsFixture) -> None:
+        store = await fixture.fresh()
+        name, data = fixture.name(), fixture.bytes(300_000)
+        await store.put(name, pieces(data, fixture.random), content_type="a/b")
+        for start, stop in ((0, None), (5, None), (7, 299_999)):
+            assert await whole(store.read(name, start, stop, size=300_000)) == data[start:stop], (start, stop)
+            for size in (0, 299_999, 300_001):
+                await refused(Corrupt, whole(store.read(name, start, stop, size=size)))
+        await refused(Corrupt, whole(store.read(name, 300_007, None, size=300_010)))
+        await refused(NotFound, whole(store.read(fixture.name(), size=5)))
 
     async def test_what_is_not_there_is_not_found(self, fixture: ObjectsFixture) -> None:
         store = await fixture.fresh()
