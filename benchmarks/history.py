@@ -78,7 +78,9 @@ def postgres(ground: Ground) -> Place:
 def cassandra(ground: Ground) -> Place:
     url = ground.keyspace()
     settings = settings_of(
-        {"main": f"sqlite:///{ground.empty_folder()}/beside.sqlite", "cassandra": url}, "memory://", messages="cassandra"
+        {"main": f"sqlite:///{ground.empty_folder()}/beside.sqlite", "cassandra": url},
+        "memory://",
+        messages="cassandra",
     )
     return Place("Cassandra", settings, BareCassandra(BackendUrl.parse(url), 0), "cassandra-driver", lambda: None)
 
