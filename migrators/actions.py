@@ -9,6 +9,15 @@ from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed, Sc
 from datalayer.migrators.around import SHORT_BACKLOG, drain_around, leave_domain
 from datalayer.migrators.backfill import Backfill
 from datalayer.migrators.fleet import await_fleet
+from datalayer.migrators.lives import (
+    check_verdict,
+    compare_run,
+    copy_run,
+    life_of_mirror,
+    note_copied,
+    note_mirror,
+    note_source,
+)
 from datalayer.migrators.plan import Until
 from datalayer.migrators.regions import check_shares
 from datalayer.migrators.throttle import RateCap, following
@@ -32,6 +41,7 @@ VERDICT: Final = "verdict"
 VERDICT_MAX_AGE_US: Final = 24 * 3600 * 1_000_000
 CATCH_UP_BACKLOG: Final = 50
 CATCH_UP_ROUNDS: Final = 1_000_000
+LIVES_MAX: Final = 5
 
 # --- start ---------------------------------------------------------------------------------------------------------
 
@@ -136,9 +146,18 @@ async def await_writers(work: Work) -> str:
 
 async def backfill(work: Work) -> str:
     """Copy everything the source holds."""
+    await note_source(work)
+    await note_mirror(work)
+    return await copy(work)
+
+
+async def copy(work: Work) -> str:
+    """Copy everything the authority holds to the mirror, going on where a run of the same name stopped."""
     options = work.options
     began = work.clock.monotonic()
-    total = await work.source_store.estimate()
+    source = work.places.store(work.migration.domain, work.routing.authority)
+    _, mirror = work.places.sides(work.routing)
+    total = await source.estimate()
     before = 0
 
     def progress(rows: int) -> None:
@@ -147,11 +166,12 @@ async def backfill(work: Work) -> str:
 
     cap = RateCap(work.clock, options.rate_rows_per_s)
     copy = Backfill(
-        work.source_store,
-        work.target_guard,
+        source,
+        mirror,
         work.control,
         work.clock,
         migration_id=work.migration.id,
+        run_name=copy_run(work),
         holder=work.holder,
         cap=cap,
         failpoints=work.failpoints,
@@ -164,6 +184,7 @@ async def backfill(work: Work) -> str:
     rows = sum(chunk.rows for chunk in await work.control.chunks(copy.run_name))
     told = {"rows": rows, "copied": copy.copied.rows, "seconds": round(seconds, 3)}
     await work.control.put_document(work.migration.id, "backfill", told)
+    await note_copied(work)
     return f"{rows} rows, {copy.copied.rows / max(seconds, 1e-9):.0f} rows/s"
 
 
@@ -202,7 +223,23 @@ async def verify(work: Work) -> str:
 
 
 async def run_verification(work: Work, mode: str | None = None) -> Verdict:
-    """One verification pass; its verdict is kept with the migration."""
+    """One verification pass; its verdict is kept with the migration. What the mirror may have lost is copied before it.
+
+    NotFinished when the mirror does not stay in one life for as long as that takes, again and again.
+    """
+    for _ in range(LIVES_MAX):
+        if await note_mirror(work):
+            await copy(work)
+        life = await life_of_mirror(work)
+        verdict = await _compare(work, mode or work.options.verify)
+        if await life_of_mirror(work) == life:
+            kept = {**verdict.document(), "authority": work.routing.authority.backend, "life": life}
+            await work.control.put_document(work.migration.id, VERDICT, kept)
+            return verdict
+    raise NotFinished("the mirror fails over, or starts again, faster than it can be compared")
+
+
+async def _compare(work: Work, mode: str) -> Verdict:
     began = work.clock.monotonic()
     authority, mirror = work.routing.authority, work.routing.mirror
     assert mirror is not None, "verification compares two sides"
@@ -221,15 +258,13 @@ async def run_verification(work: Work, mode: str | None = None) -> Verdict:
         guard.journal,
         control=work.control,
         clock=work.clock,
-        run_name=f"{work.migration.id}/verify-{work.routing.epoch}",
+        run_name=compare_run(work),
         holder=work.holder,
         failpoints=work.failpoints,
         progress=progress,
-        mode=mode or work.options.verify,
+        mode=mode,
     )
-    verdict = await verifier.run(work.options.workers)
-    await work.control.put_document(work.migration.id, VERDICT, {**verdict.document(), "authority": authority.backend})
-    return verdict
+    return await verifier.run(work.options.workers)
 
 
 # --- arm -----------------------------------------------------------------------------------------------------------
@@ -250,6 +285,7 @@ async def check_ready(work: Work) -> None:
         raise PreconditionFailed("the last verification is not clean or too old", hint="datalayer migrations verify")
     if work.clock.now_us() - verdict["at_us"] > VERDICT_MAX_AGE_US:
         raise PreconditionFailed("the last verification is older than 24 h", hint="datalayer migrations verify")
+    await check_verdict(work, verdict)
     guard, mirror = work.places.sides(work.routing)
     if (await guard.state()).tampered:
         raise PreconditionFailed(

@@ -42,7 +42,7 @@ class Copied:
 
 
 class Backfill:
-    """Copies everything that the source holds now into the target."""
+    """Copies everything that one side holds now into the other."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Backfill:
         clock: Clock,
         *,
         migration_id: str,
+        run_name: str,
         holder: str,
         cap: RateCap,
         failpoints: Failpoints,
@@ -66,7 +67,7 @@ class Backfill:
         self._cap = cap
         self._failpoints = failpoints
         self._progress = progress
-        self.run_name = f"{migration_id}/backfill"
+        self.run_name = run_name
         self.copied = Copied()
         self._page_rows = PAGE_ROWS_FIRST
         """What fitted last: a range goes on with it instead of beginning small again."""

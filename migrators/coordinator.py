@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from datalayer.control.base import Migration
@@ -22,6 +23,7 @@ from datalayer.errors import (
 from datalayer.migrators.actions import VERDICT
 from datalayer.migrators.around import Around, replay_around
 from datalayer.migrators.lease import held_lease
+from datalayer.migrators.lives import AGAIN_MAX, AnotherLife
 from datalayer.migrators.options import MigrateOptions, Silent, from_kept
 from datalayer.migrators.plan import Stage, Standing, Until, next_stage, next_stage_back
 from datalayer.migrators.run import run_stage
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from datalayer.routing.places import Places
     from datalayer.routing.route import Routing
 
+DISARMED: Final = {Phase.ARMED: Phase.DUAL, Phase.ARMED_BACK: Phase.TARGET}
+"""Where a cut-over that is not sealed steps back to."""
 RETRY_S: Final = 0.4
 PATIENCE_S: Final = 120.0
 BEFORE_CUT_OVER: Final = frozenset({Until.DUAL, Until.BACKFILLED, Until.VERIFIED, None})
@@ -168,7 +172,7 @@ class Coordinator:
                 )
             if work.migration.paused and not standing.sealed:
                 raise NotFinished(f"{work.migration.id} is paused", hint="datalayer migrations resume")
-            await self._stage(work, stage)
+            await self._stage_or_compare_again(work, stage)
 
     async def _back(self, work: Work) -> Migration:
         phase = work.phase
@@ -189,12 +193,24 @@ class Coordinator:
             stage = next_stage_back(await self._standing(work), held=self._strategy.held)
             if stage is None:
                 return work.migration
-            await self._stage(work, stage)
+            await self._stage_or_compare_again(work, stage)
 
     async def _disarm(self, work: Work) -> None:
-        from dataclasses import replace  # noqa: PLC0415 - used once
+        await work.publish(replace(work.routing, phase=DISARMED[work.routing.phase]))
 
-        await work.publish(replace(work.routing, phase=Phase.DUAL))
+    async def _stage_or_compare_again(self, work: Work, stage: Stage) -> None:
+        """Run a stage; where the mirror has begun another life since it was compared, disarm and compare again."""
+        try:
+            await self._stage(work, stage)
+        except AnotherLife as error:
+            work.lives += 1
+            if work.lives > AGAIN_MAX:
+                raise
+            self._reporter.note(error.message)
+            await work.refresh()
+            if work.routing.phase in DISARMED:
+                await self._disarm(work)
+            await self._stage(work, Stage.VERIFY)
 
     async def _stage(self, work: Work, stage: Stage) -> None:
         """Run a stage; what fails retryably is tried again while the patience lasts."""

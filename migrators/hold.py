@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Final
 from datalayer.errors import MigrationError, NotFinished, Unavailable
 from datalayer.migrators.actions import VERDICT, check_ready
 from datalayer.migrators.around import SHORT_BACKLOG, drain_around
+from datalayer.migrators.lives import check_same
+from datalayer.migrators.together import together
 from datalayer.migrators.verify import Verifier
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.route import Phase
 from datalayer.routing.together import each
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datalayer.domains.record import Key
     from datalayer.migrators.work import Work
 
 LOCK_TIMEOUT_S: Final = 0.2
@@ -110,12 +115,17 @@ async def check_changed(work: Work) -> str:
     if await _sealed(work):
         return "after the permanent fence"
     keys = list(work.changed)[:CHANGED_MAX]
-    wrong = await _verifier(work).unequal_now(keys) if keys else []
+    # What was drained is acknowledged: from the look at the mirror's life on, a loss is the loss of a store that rules.
+    wrong, _ = await together(_unequal(work, keys), check_same(work))
     # Before the verdict: once the fence has lapsed, writes go on and the sides may well differ.
     await _check_budget(work)
     if wrong:
         raise MigrationError(f"{len(wrong)} record(s) differ inside the hold, first: {wrong[0][0]} {wrong[0][1].hex()}")
     return f"{len(keys)} of {len(work.changed)} changed keys equal"
+
+
+async def _unequal(work: Work, keys: Sequence[Key]) -> list[Key]:
+    return await _verifier(work).unequal_now(keys) if keys else []
 
 
 async def fence_for_good(work: Work) -> str:

@@ -157,6 +157,7 @@ async def fill(work: Work) -> str:
         work.control,
         work.clock,
         migration_id=work.migration.id,
+        run_name=f"{work.migration.id}/backfill",
         holder=work.holder,
         cap=cap,
         failpoints=work.failpoints,

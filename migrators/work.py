@@ -51,6 +51,10 @@ class Work:
     """Milliseconds of each action within the present hold."""
     changed: set[Any] = field(default_factory=set)
     """Keys replayed since the last clean verification."""
+    mirror_life: str = ""
+    """Of a mirror that may forget: the life in which it was compared, as seen before the hold."""
+    lives: int = 0
+    """How often it has begun another one under this command."""
     around: Around | None = None
     """Of a slot group: its domain's own migration, when that has the way back open."""
     around_guards: dict[Place, Guard] = field(default_factory=dict)

@@ -512,6 +512,22 @@ class Followed(Protocol):
         ...
 
 
+@runtime_checkable
+class Forgetful(Protocol):
+    """A backend that may lose what it has acknowledged: in a failover, what no replica had got; at a start, what was in
+    memory alone.
+    """
+
+    async def incarnation(self, deadline: Deadline) -> str:
+        """Which lives its servers are in, as opaque text, never used again once it has changed.
+
+        The same text twice: none of the servers that take writes has died or given way to another in between, so what
+        was acknowledged before is there. Empty text: this one forgets nothing. Raises Unavailable where one of them does
+        not answer, or they do not agree on who takes writes.
+        """
+        ...
+
+
 class Backend(Protocol):
     """One configured product: a database, a cluster, a folder."""
 

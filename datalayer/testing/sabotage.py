@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from datalayer.clock import SystemClock
 from datalayer.layer import DataLayer, LayerOptions, make_backends, open_control_store
 from datalayer.migrators import actions
+from datalayer.migrators.lives import life_of_mirror
 from datalayer.migrators.plan import Action
 from datalayer.migrators.run import HANDLERS
 from datalayer.migrators.verify import Verdict
@@ -137,7 +138,8 @@ async def _arm_and_switch_off(work: Work) -> str:
 
 async def _find_nothing(work: Work) -> str:
     verdict = Verdict("full", work.clock.now_us(), 0.0, 0, 0, 0)
-    document = {**verdict.document(), "authority": work.routing.authority.backend}
+    told = {"authority": work.routing.authority.backend, "life": await life_of_mirror(work)}
+    document = {**verdict.document(), **told}
     await work.control.put_document(work.migration.id, actions.VERDICT, document)
     if work.routing.phase is Phase.DUAL:
         await work.add_milestones("verified")

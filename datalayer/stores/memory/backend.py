@@ -153,6 +153,11 @@ class MemoryBackend:
     async def raise_token(self, token: Token) -> None:
         await self.call("raise_token", lambda: self.server.check_token(token), domain=token.domain)
 
+    async def incarnation(self, deadline: Deadline) -> str:
+        if not self.server.forgetful:
+            return ""
+        return await self.call("incarnation", lambda: str(self.server.life), deadline, write=False)
+
     async def call(
         self,
         name: str,

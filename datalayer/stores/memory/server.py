@@ -50,6 +50,9 @@ class MemoryServer:
         self.authority_class: Final = authority_class
         self.refuse = refuse
         self.up = True
+        self.forgetful = False
+        """Whether it stands for a product that may lose what it has acknowledged, and then begins another ``life``."""
+        self.life = 0
         self.reach: Literal["process", "network"] = "process"
         """What soft domains say of it: ``network`` where it stands for a product that every process reaches."""
         self.tables: Final[dict[PlaceKey, Table]] = {}

@@ -9,6 +9,7 @@ from datalayer.domains.registry import DOMAINS
 from datalayer.errors import ConfigurationError, LostLease
 from datalayer.stores.base import MetaRow
 from datalayer.stores.redis import demands, soft
+from datalayer.stores.redis.incarnation import incarnation
 from datalayer.stores.redis.keys import Names
 from datalayer.stores.redis.scripts import Script, command
 from datalayer.stores.redis.session import RedisSession
@@ -85,6 +86,9 @@ class RedisBackend:
     async def ensure_schema(self, *, create: bool) -> None:
         """There is no schema: the server is checked for what it must be like."""
         await demands.check(self._session, self._clock)
+
+    async def incarnation(self, deadline: Deadline) -> str:
+        return await incarnation(self._session, deadline)
 
     # --- what the server says of itself ---
 

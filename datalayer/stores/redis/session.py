@@ -37,7 +37,7 @@ LEARN_TIMEOUT_S: Final = 1.0
 REDIRECTIONS_MAX: Final = 8
 TRY_AGAIN_S: Final = 0.02
 CLUSTER_SLOTS: Final = 16384
-_LEARN: Final = ("CLUSTER", "SLOTS")
+LEARN: Final = Call(("CLUSTER", "SLOTS"), None)
 
 
 class RedisSession:
@@ -173,8 +173,44 @@ class RedisSession:
             await self._learn(self._map_number, self._left_s(deadline))
         return self._owner(key)
 
+    async def everywhere(self, calls: Sequence[Call], deadline: Deadline) -> dict[Address, list[Any]]:
+        """The answers of every primary to reads, one pipeline each.
+
+        Raises where one of them does not answer, or a slot of the cluster has no primary.
+        """
+        addresses = await self.whole(deadline)
+        sent = [one.arguments for one in calls]
+        left_s = self._left_s(deadline)
+        answers = await asyncio.gather(*(self._exchange(one, sent, left_s, write=False) for one in addresses))
+        for address, found in zip(addresses, answers, strict=True):
+            for answer in found:
+                if isinstance(answer, RedisError):
+                    raise faults.refused(answer, self._node(address).where) from answer
+        return dict(zip(addresses, answers, strict=True))
+
+    async def whole(self, deadline: Deadline | None = None) -> list[Address]:
+        """The servers that take writes, which hold every slot between them; Unavailable while one slot has none."""
+        if self.target.cluster and self._stale:
+            await self._learn(self._map_number, self._left_s(deadline))
+        return sorted(set(self.owners()))
+
+    async def learn_again(self, deadline: Deadline) -> None:
+        """Ask a cluster anew who holds which slot."""
+        await self._learn(self._map_number, self._left_s(deadline))
+
+    def owners(self) -> list[Address]:
+        """The primary of each slot, as last learnt; Unavailable while one of them has none."""
+        if not self.target.cluster:
+            return [self.target.seeds[0]]
+        owners = [one for one in self._owners if one is not None]
+        if len(owners) < CLUSTER_SLOTS:
+            self._stale = True
+            missing = CLUSTER_SLOTS - len(owners)
+            raise Unavailable(f"{self.where}: no server holds {missing} of the {CLUSTER_SLOTS} slots of the cluster")
+        return owners
+
     def primaries(self) -> list[Address]:
-        """The servers that take writes, as last learnt."""
+        """The servers that take writes, as last learnt; slots that nobody holds are passed over."""
         if not self.target.cluster:
             return [self.target.seeds[0]]
         return sorted({one for one in self._owners if one is not None})
@@ -312,7 +348,7 @@ class RedisSession:
             for address in dict.fromkeys((*self.primaries(), *self.target.seeds)):
                 try:
                     (reply,) = await self._node(address).exchange(
-                        [_LEARN], min(timeout_s, LEARN_TIMEOUT_S), write=False
+                        [LEARN.arguments], min(timeout_s, LEARN_TIMEOUT_S), write=False
                     )
                 except Unavailable as error:
                     failure = failure or error

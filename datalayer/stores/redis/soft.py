@@ -198,7 +198,7 @@ class RedisSoft:
 
         A cursor means nothing to another server, and among other servers a number means another one.
         """
-        primaries = self._session.primaries()
+        primaries = await self._session.whole()
         servers = zlib.crc32(repr(primaries).encode())
         begun, number, cursor = (servers, 0, "0") if after is None else json.loads(after)
         if begun != servers:
@@ -237,7 +237,7 @@ class RedisSoft:
 
     async def drop(self) -> None:
         pattern = self._names.begin + b"*"
-        for address in self._session.primaries():
+        for address in await self._session.whole():
             cursor: bytes | str = "0"
             while True:
                 cursor, keys = await self._session.at(
