@@ -59,6 +59,8 @@ class Router:
         self.older_in_use: Callable[[], int | None] = _none
         """The oldest epoch of this domain that somebody else still goes by, if any."""
         self._unbuilt: Place | None = None
+        self.stale: Routing | None = None
+        """The routing under which a store said last that its place does not exist."""
 
     @property
     def route(self) -> Route:
@@ -207,6 +209,8 @@ class Router:
         """
         if self._route is not route:
             return
+        if isinstance(cause, StaleRoute):
+            self.stale = route.routing
         left = deadline.remaining()
         if left <= 0:
             message = f"{self.domain} could not be reached before the deadline: {cause.message}"

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from datalayer.control.base import LEASE_RENEW_S, coordinator_lease
 from datalayer.domains.movement import OPTIONAL, Movement, movement_of
-from datalayer.errors import Closed, DatalayerError, LostLease, RoutingMismatch, Unavailable
+from datalayer.errors import Closed, DatalayerError, LostLease, OutcomeUnknown, RoutingMismatch, Unavailable
 from datalayer.routing.firstindex import unbuilt_index
 from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.indexes import SEARCH
+from datalayer.routing.marks import mark_again
 from datalayer.routing.regionrecord import check_routing
 from datalayer.routing.replay import Replayer
 from datalayer.routing.route import LEASE_BINDS
@@ -42,6 +43,7 @@ POLL_ARMED_S: Final = 0.005
 ASSIST_S: Final = 0.5
 ASSIST_SLICE_S: Final = 1.0
 COORDINATOR_TTL_S: Final = 5.0
+MARK_AGAIN_S: Final = 1.0
 
 
 class Watchdog:
@@ -74,6 +76,7 @@ class Watchdog:
         self._tasks: list[asyncio.Task[None]] = []
         self._taking = asyncio.Lock()
         self._mismatch = ""
+        self._marked_at = -MARK_AGAIN_S
         self._unreached = False
         """A slot group's store did not answer: look again."""
         self.control_errors = 0
@@ -90,6 +93,11 @@ class Watchdog:
         """
         await self._control.register(self._process, {})
         await self._take_routings()
+        for router in list(self._routers.values()):
+            if router.serves:
+                router.stale = router.routing
+        with contextlib.suppress(Unavailable, OutcomeUnknown):  # whoever meets a missing mark asks again
+            await self._mark_again()
         await self._renew()
         self._tasks = [
             asyncio.create_task(self._watch_news(), name="datalayer-news"),
@@ -118,6 +126,7 @@ class Watchdog:
                 news = await self._next_news(poll)
                 if news != self._news or self._unreached:
                     await self._take_routings()
+                await self._mark_again()
                 if self._unacknowledged():
                     await self._renew()
             except RoutingMismatch as error:
@@ -201,6 +210,27 @@ class Watchdog:
             router.adopt(self._places.compile(routing))
         self._news = news
         return retired
+
+    async def _mark_again(self) -> None:
+        """Where a store says that a place does not exist which the newest routing names, its marks may be lost."""
+        if self._clock.monotonic() < self._marked_at + MARK_AGAIN_S:
+            return
+        for router in list(self._routers.values()):
+            stale, router.stale = router.stale, None
+            if stale is None:
+                continue
+            self._marked_at = self._clock.monotonic()
+            async with self._taking:  # nothing newer is adopted, so acknowledged, meanwhile
+                if not router.serves or router.routing != stale:
+                    continue
+                missing = await mark_again(self._places, stale)
+            if missing:
+                log.warning(
+                    "%s on %s: %d marks of its place were lost, by a failover probably, and are written again",
+                    router.domain,
+                    stale.authority.backend,
+                    missing,
+                )
 
     def _leave_out(self, router: Router, reason: str) -> None:
         if not router.serves:

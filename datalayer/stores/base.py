@@ -470,6 +470,15 @@ class SessionReads(Protocol):
 
 
 @runtime_checkable
+class Marked(Protocol):
+    """A store whose places are marked as existing by records that a failover may lose."""
+
+    async def mark_again(self, deadline: Deadline) -> int:
+        """Write the marks that are missing; how many. Only for who knows that the place is in use (``routing.marks``)."""
+        ...
+
+
+@runtime_checkable
 class Sized(Protocol):
     """A store that knows how much room its data takes."""
 

@@ -4,7 +4,9 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,7 +16,12 @@ from datalayer.clock import SystemClock
 from datalayer.domains.record import EXPIRY_GRACE_US, FINAL_LEAD, Record, encode_cell
 from datalayer.domains.sessions import SESSION
 from datalayer.errors import OutcomeUnknown, StaleRoute, Unavailable
+from datalayer.layer import DataLayer
+from datalayer.migrators.plan import Until
+from datalayer.routing.marks import mark_again
+from datalayer.settings import Settings, parse_settings
 from datalayer.stores.redis.scripts import command
+from tests.integration.live import coordinator_of
 from tests.integration.redis_backends import opened, prefixed, within
 from tests.servers import Servers
 
@@ -174,3 +181,77 @@ async def test_get_is_one_command_to_one_server(store: Any) -> None:
     found, cut = await store.get(user, UUID(bytes=one.key[16:]), within(5))
     assert found is not None
     assert (cut, calls) == (None, [1])
+
+
+def settings_on(url: str, folder: Path) -> Settings:
+    here = f"here{uuid4().hex[:8]}"
+    urls = {"a": url, "main": f"sqlite:///{folder}/main.sqlite", here: "memory://"}
+    return parse_settings(
+        {
+            "backends": {name: {"url": one} for name, one in urls.items()},
+            "routes": {"sessions": "a", "presence": here, "users": "main", "messages": "main"},
+            "control": {"url": f"sqlite:///{folder}/control.sqlite"},
+        },
+        directory=folder,
+    )
+
+
+async def lose_marks(store: Any) -> None:
+    """As a failover right after they were made."""
+    calls = [command("DEL", store._names.of_slot(slot, b"place")) for slot in range(0, 4096, 2)]
+    await store._session.batch(calls, write=True)
+
+
+async def marks(store: Any) -> int:
+    calls = [command("EXISTS", store._names.of_slot(slot, b"place")) for slot in range(4096)]
+    return sum(await store._session.batch(calls, write=False))
+
+
+async def test_marks_that_a_failover_lost_are_written_again_and_nobody_sees_an_error(
+    servers: Servers, tmp_path: Path
+) -> None:
+    settings = settings_on(servers.redis().create_database(), tmp_path)
+    async with DataLayer.open(settings) as layer:
+        tokens = [(await layer.sessions.create(uuid4())).token or "" for _ in range(20)]
+        store = layer.router("sessions").route.authority
+        await lose_marks(store)
+        assert None not in [await layer.sessions.get(token, timeout=10) for token in tokens]
+        assert await marks(store) == 4096
+        await lose_marks(store)
+        await layer.sessions.revoke(tokens[0], timeout=10)
+        for _ in range(8):
+            await layer.sessions.create(uuid4(), timeout=10)
+        await lose_marks(store)
+    async with DataLayer.open(settings) as layer:
+        assert await marks(layer.router("sessions").route.authority) == 4096, "looked at when it is opened"
+
+
+async def test_marks_of_a_place_that_was_left_are_not_written_again(servers: Servers, tmp_path: Path) -> None:
+    settings = settings_on(servers.redis().create_database(), tmp_path)
+    async with DataLayer.open(settings) as layer:
+        token = (await layer.sessions.create(uuid4())).token or ""
+        old = layer.router("sessions").routing
+        store = layer.router("sessions").route.authority
+        async with coordinator_of(settings, "sessions", until=Until.COMPLETE) as coordinator:
+            migration = await coordinator.migrate("main")
+            assert await mark_again(layer.places, old) == 0, "the control store names another place"
+            await lose_marks(store)
+            assert await mark_again(layer.places, old) == 0
+            await coordinator.purge(migration.id)
+        assert await mark_again(layer.places, old) == await marks(store) == 0
+        assert await layer.sessions.get(token) is not None
+
+
+@pytest.mark.parametrize("change", [{"role": "retired"}, {"epoch": 9}, {"deployment": "another"}])
+async def test_marks_are_not_written_again_where_the_server_says_otherwise(
+    servers: Servers, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = settings_on(servers.redis().create_database(), tmp_path)
+    async with DataLayer.open(settings) as layer:
+        routing, backend = layer.router("sessions").routing, layer.backends["a"]
+        row = (await backend.read_meta())["sessions", 0]
+        await lose_marks(layer.router("sessions").route.authority)
+        await backend.write_meta(replace(row, **change))
+        assert await mark_again(layer.places, routing) == 0
+        await backend.write_meta(replace(row, epoch=row.epoch))
+        assert await mark_again(layer.places, routing) == (0 if "epoch" in change else 2048)

@@ -60,6 +60,14 @@ class RedisSessions:
         calls = [command("SET", self._names.of_slot(slot, MARKER), "1") for slot in range(SLOTS)]
         await self._session.batch(calls, write=True)
 
+    async def mark_again(self, deadline: Deadline) -> int:
+        names = [self._names.of_slot(slot, MARKER) for slot in range(SLOTS)]
+        there = await self._session.batch([command("EXISTS", one) for one in names], write=False, deadline=deadline)
+        missing = [command("SET", one, "1", "NX") for one, found in zip(names, there, strict=True) if not found]
+        if missing:
+            await self._session.batch(missing, write=True, deadline=deadline)
+        return len(missing)
+
     async def drop(self) -> None:
         # markers first: what comes now lands nowhere
         calls = [command("DEL", self._names.of_slot(slot, MARKER)) for slot in range(SLOTS)]
