@@ -19,13 +19,12 @@ from datalayer.errors import (
     DeadlineExceeded,
     LostLease,
     OutcomeUnknown,
-    PreconditionFailed,
     SchemaBehind,
     StaleRoute,
     Unavailable,
 )
 from datalayer.stores.base import MetaRow
-from datalayer.stores.dynamodb.faults import ConditionFailed, told
+from datalayer.stores.dynamodb.faults import ConditionFailed, InUse, Invalid, told
 from datalayer.stores.dynamodb.soft import DynamoSoft
 
 if TYPE_CHECKING:
@@ -147,8 +146,8 @@ class DynamoBackend:
         return bool(found["Table"]["TableStatus"] in {"ACTIVE", "UPDATING"})
 
     async def make_table(self, table: str, key: str, kind: str, *, ttl: str | None = None) -> None:
-        """Make a table if absent, and wait until it may be used."""
-        with suppress(PreconditionFailed):  # it is there, or in the making
+        """Make a table if absent, and wait until it may be used. PreconditionFailed where the rights for it are missing."""
+        with suppress(InUse):  # it is in the making
             if not await self.has_table(table):
                 await self.call(
                     "create_table",
@@ -164,7 +163,7 @@ class DynamoBackend:
                 raise Unavailable(f"{self._where(table)} is not ready after {TABLE_S:g} s")
             await asyncio.sleep(POLL_S)
         if ttl is not None:
-            with suppress(PreconditionFailed):  # it is set already
+            with suppress(Invalid):  # it is set already
                 await self.call(
                     "update_time_to_live",
                     table,

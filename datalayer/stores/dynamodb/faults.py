@@ -26,7 +26,6 @@ _BUSY: Final = frozenset(
 )
 _DENIED: Final = frozenset(
     {
-        "AccessDeniedException",
         "UnrecognizedClientException",
         "MissingAuthenticationTokenException",
         "ExpiredTokenException",
@@ -38,6 +37,14 @@ class ConditionFailed(DatalayerError):
     """The condition of a write does not hold; nothing was written."""
 
 
+class InUse(PreconditionFailed):
+    """What is to be made is there, or in the making."""
+
+
+class Invalid(PreconditionFailed):
+    """The call does not fit what is there."""
+
+
 @contextmanager
 def told(where: str, *, write: bool) -> Iterator[None]:
     """Errors of botocore inside the block, as the library's."""
@@ -45,7 +52,8 @@ def told(where: str, *, write: bool) -> Iterator[None]:
         yield
     except ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        raise of_code(str(error.response.get("Error", {}).get("Code", "")), status, where) from error
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        raise of_code(code, status, where, error.operation_name) from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
         raise PreconditionFailed(
             f"{where} needs a login, and none was found",
@@ -59,19 +67,29 @@ def told(where: str, *, write: bool) -> Iterator[None]:
         raise Unavailable(f"{where} did not answer") from error
 
 
-def of_code(code: str, status: int, where: str) -> DatalayerError:
-    """The error of an answer that DynamoDB gave."""
+def of_code(code: str, status: int, where: str, operation: str) -> DatalayerError:
+    """The error of an answer that DynamoDB gave to a call of its API."""
     if code in {NO_CONDITION, "ResourceNotFoundException"}:
         return ConditionFailed() if code == NO_CONDITION else StaleRoute(f"{where} does not exist any more")
     if code in _BUSY:
         return Overloaded(f"{where} takes no more calls now ({code})", hint="raise its capacity")
-    if code in _DENIED or status == 403:
-        return PreconditionFailed(f"{where} refuses the login ({code})", hint="check key, secret and policy")
+    if status >= 500:
+        return Unavailable(f"{where} fails ({code or status})")
+    return _refused(code, status, where, operation)
+
+
+def _refused(code: str, status: int, where: str, operation: str) -> PreconditionFailed:
+    if code == "AccessDeniedException":
+        return PreconditionFailed(
+            f"{where} does not permit {operation} to the user or role of its url",
+            hint=f"grant dynamodb:{operation} in its policy",
+        )
     if code in {"InvalidSignatureException", "RequestExpired"}:
         return PreconditionFailed(
             f"{where} refuses the signature: the secret is wrong, or this machine's clock is off by minutes",
             hint="check the secret; let the machine follow a time server (NTP)",
         )
-    if status >= 500:
-        return Unavailable(f"{where} fails ({code or status})")
-    return PreconditionFailed(f"{where} refuses the call ({code or status})")
+    if code in _DENIED or status == 403:
+        return PreconditionFailed(f"{where} refuses the login ({code})", hint="check key, secret and policy")
+    kind = {"ResourceInUseException": InUse, "ValidationException": Invalid}.get(code, PreconditionFailed)
+    return kind(f"{where} refuses the call ({code or status})")
