@@ -8,10 +8,12 @@ import pytest
 
 from datalayer.clock import Deadline, SystemClock
 from datalayer.domains.soft import Beat
-from datalayer.errors import OutcomeUnknown
+from datalayer.errors import OutcomeUnknown, Unavailable
+from datalayer.settings import BackendUrl
 from datalayer.stores.redis.keys import Names
+from datalayer.stores.redis.session import RedisSession, slot_owners
 from datalayer.stores.redis.soft import RedisSoft
-from datalayer.stores.redis.target import Address
+from datalayer.stores.redis.target import Address, Target
 
 CLOCK = SystemClock()
 
@@ -79,7 +81,7 @@ class Failing:
         self.held = {Address("b", 1): [1], Address("d", 1): [2]}
         self.soft = soft_over(self)
 
-    def primaries(self) -> list[Address]:
+    async def whole(self) -> list[Address]:
         return sorted(self.held)
 
     async def at(self, address: Address, call: Any) -> Any:
@@ -104,3 +106,13 @@ async def test_a_scan_gives_every_key_over_a_failover(lost: str, place: str) -> 
         page = await cluster.soft.scan(page.after, 10)
         found |= {beat.key.int for beat in page.beats}
     assert (found, page.after) == ({1, 2}, None)
+
+
+async def test_a_scan_does_not_pass_over_slots_that_nobody_holds() -> None:
+    target = Target.of("r", BackendUrl.parse("redis+cluster://a.example,b.example"))
+    session = RedisSession("r", target, CLOCK, in_flight_max=1)
+    session._owners = slot_owners([[0, 8191, [b"10.0.0.1", 6379]]], Address("a.example", 6379))
+    session._stale = False
+    with pytest.raises(Unavailable, match="no server holds 8192 of the 16384 slots"):
+        await soft_over(session).scan(None, 10)
+    assert session._stale, "and is asked about again"
