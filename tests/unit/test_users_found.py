@@ -33,7 +33,8 @@ async def test_a_difference_that_shows_after_the_fence_has_lapsed_says_nothing_a
     monkeypatch.setattr(hold, "_verifier", lambda _: Verifier())
     clock = SimpleNamespace(monotonic=lambda: held_s)
     options = MigrateOptions(max_hold_ms=1000.0)
-    work: Any = SimpleNamespace(changed={("claim", bytes(20)): None}, hold_began=0.0, clock=clock, options=options)
+    changed = {("claim", bytes(20)): None}
+    work: Any = SimpleNamespace(changed=changed, hold_began=0.0, clock=clock, options=options, mirror_life="")
     with pytest.raises(MigrationError) as caught:
         await hold.check_changed(work)
     assert type(caught.value) is error
