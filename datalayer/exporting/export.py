@@ -22,6 +22,7 @@ from datalayer.exporting.sink import PartFile, open_sink
 from datalayer.routing.pages import PAGE_ROWS_FIRST, next_limit
 from datalayer.routing.patience import persist
 from datalayer.routing.shards import base_domain
+from datalayer.stores.base import Regional
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -79,10 +80,10 @@ async def export_domain(
 
     The file has its name only when it is whole and on the disk; a run that was killed leaves FILE.part, and the next
     one begins anew. The bytes of media lie in the folder FILE.objects, each content under its hash; what a killed run
-    has left of them is used. Users who move to another home region meanwhile may be left out or be there twice.
-    ``progress`` is called between pages and may raise to stop there. Raises InvalidArgument, PreconditionFailed (the
-    file exists, or another export writes it), MissingDependencyError, Corrupt (bytes of media that no store has any
-    more), NotFinished (the store did not answer for a minute, the domain moved, or the disk refuses).
+    has left of them is used. Users who move to another home region meanwhile are there once. ``progress`` is called
+    between pages and may raise to stop there. Raises InvalidArgument, PreconditionFailed (the file exists, or another
+    export writes it), MissingDependencyError, Corrupt (bytes of media that no store has any more), NotFinished (the
+    store did not answer for a minute, the domain moved, or the disk refuses).
     """
     exporter = _Exporter(layer, domain, progress, include_deleted=include_deleted)
     return await exporter.run(path, overwrite=overwrite)
@@ -147,11 +148,12 @@ class _Exporter:
         if self._bytes is not None:
             estimate //= 2  # for each item there is an object
         limit = PAGE_ROWS_FIRST
+        scan = store.scan_homes if isinstance(store, Regional) else store.scan
         for range_ in await self._persist(lambda: store.plan_scan(RANGES)):
             after: str | None = None
             done = False
             while not done:
-                page: ScanPage = await self._persist(lambda r=range_, a=after, n=limit: store.scan(r, a, n))  # type: ignore[misc]
+                page: ScanPage = await self._persist(lambda r=range_, a=after, n=limit: scan(r, a, n))  # type: ignore[misc]
                 limit, after, done = next_limit(limit, page.records), page.after, page.done
                 async for records in self._parts(page.records):
                     with file.writing():

@@ -182,6 +182,18 @@ class RegionalUsers(ShardedUsers):
         group = next(group for group in self.map.groups if group.first == first)
         return page._replace(records=[r for r in page.records if not self.regions.points(r, group)])
 
+    async def scan_homes(self, range_: str, after: str | None, limit: int) -> ScanPage:
+        page = await super().scan(range_, after, limit)
+        first = int(range_.partition("|")[0])
+        group = next(group for group in self.map.groups if group.first == first)
+        mine = [r for r in page.records if r.kind != "user" or self.regions.home(r.key) == group]
+        away = [r.ident for r in mine if r.kind == "user" and not self.regions.lies(r, group)]
+        if not away:
+            return page._replace(records=mine)
+        found = await self.fetch(away)
+        at = {record.ident: record for record in mine} | {key: found.get(key) for key in away}
+        return page._replace(records=[record for record in at.values() if record is not None])
+
     def check(self, record: Record) -> str | None:
         return self._unknown(record) or super().check(record)
 

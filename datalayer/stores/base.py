@@ -350,6 +350,13 @@ class Regional(Protocol):
         """The region of an id."""
         ...
 
+    async def scan_homes(self, range_: str, after: str | None, limit: int) -> ScanPage:
+        """As ``Port.scan``, but each user is met at the home of its id, which stays, and looked up where it lies.
+
+        So whoever exists from the beginning of a scan to its end is given once, wherever it moves meanwhile.
+        """
+        ...
+
 
 class ConversationReads(Protocol):
     """Typed reads of conversations; deleted conversations and members are returned by ``get``, ``get_many``, ``member``."""

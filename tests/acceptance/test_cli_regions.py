@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import random
 import sqlite3
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -13,12 +15,14 @@ import pytest
 from datalayer.clock import Deadline
 from datalayer.domains.users import Swap, UpdateUser, changed, to_record
 from datalayer.errors import InvalidArgument, RoutingMismatch
+from datalayer.exporting import export, export_domain
 from datalayer.importing import users_lines
 from datalayer.importing.users import import_users
 from datalayer.layer import DataLayer, LayerOptions
 from datalayer.migrators import coordinator
 from datalayer.migrators.regions import regional_users
 from datalayer.routing.regional import RegionalUsers
+from datalayer.routing.sharded import ShardedUsers
 from datalayer.settings import Settings, load_settings
 from datalayer.types import User
 from tests.unit.cli_world import World, fresh_world
@@ -395,3 +399,28 @@ def test_a_region_that_would_get_no_slots_keeps_users_from_going_there(world: Wo
     world.config.write_text(text)
     world.run("migrate", "users", "--to", "shards", "--yes", "--config", world.config)
     assert_all_at_home(world)
+
+
+def test_users_who_move_while_they_are_exported_are_in_the_file_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fill(world)
+    assert world.run("migrate", "users", "--to", "shards", "--yes").exit_code == 0
+    path = world.config.parent / "users.jsonl"
+
+    async def act(layer: DataLayer) -> None:
+        chance = random.Random(7)
+        inner = ShardedUsers.scan
+
+        async def scan(store: Any, *args: Any) -> Any:
+            for id_ in chance.sample(list(made), 8):
+                await layer.users.move_region(id_, chance.choice(("eu", "us")))
+            return await inner(store, *args)
+
+        monkeypatch.setattr(ShardedUsers, "scan", scan)
+        monkeypatch.setattr(export, "PAGE_ROWS_FIRST", 4)
+        await export_domain(layer, "users", path)
+
+    world.with_layer(act)
+    ids = [json.loads(line).get("id") for line in path.read_text().splitlines()[1:-1]]
+    assert sorted(map(UUID, ids)) == sorted(made)

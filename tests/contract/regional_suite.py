@@ -3,7 +3,10 @@
 import asyncio
 import itertools
 import random
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from datalayer.domains.record import Key, Record
 from datalayer.domains.users import CreateUser, UpdateUser, tombstone
@@ -101,6 +104,29 @@ class RegionSuite:
         scanned_ = await scanned(store, await store.plan_scan(1), 5)
         assert {one.ident: one for one in scanned_} == stored
         assert len(scanned_) == len(stored)
+
+    async def test_a_scan_by_homes_gives_everybody_once_whoever_moves_meanwhile(self, fixture: StoreFixture) -> None:
+        store, maker = await fixture.fresh("users"), Maker(fixture)
+        ids = [maker.id() for _ in range(24)]
+        for id_ in ids:
+            await store.execute(CreateUser(id_, id_.hex), fixture.deadline())
+        everybody = Counter(id_.bytes for id_ in ids)
+        assert await self._met(fixture, store, ids, store.scan_homes) == everybody
+        assert await self._met(fixture, store, ids, store.scan) != everybody, "control: where users lie is no order"
+
+    async def _met(self, fixture: StoreFixture, store: Any, ids: Sequence[UUID], scan: Any) -> Counter[bytes]:
+        """How often each user is met in a scan between whose pages users move."""
+        met: Counter[bytes] = Counter()
+        for range_ in await store.plan_scan(1):
+            after, done = None, False
+            while not done:
+                for id_ in fixture.random.sample(ids, 6):
+                    region = fixture.random.choice(("eu", "us"))
+                    await store.execute(UpdateUser(id_, (("region", region),)), fixture.deadline())
+                page = await scan(range_, after, 4)
+                met.update(record.key for record in page.records if record.kind == "user")
+                after, done = page.after, page.done
+        return met
 
 
 def _delay(store: Any, lots: random.Random) -> None:
