@@ -179,14 +179,17 @@ class RedisSession:
         Raises where one of them does not answer, or a slot of the cluster has no primary.
         """
         addresses = await self.whole(deadline)
-        sent = [one.arguments for one in calls]
-        left_s = self._left_s(deadline)
-        answers = await asyncio.gather(*(self._exchange(one, sent, left_s, write=False) for one in addresses))
-        for address, found in zip(addresses, answers, strict=True):
+        sent, left_s = [one.arguments for one in calls], self._left_s(deadline)
+        asked = (self._exchange(one, sent, left_s, write=False) for one in addresses)
+        answers: dict[Address, list[Any]] = {}
+        for address, found in zip(addresses, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(found, BaseException):
+                raise found
             for answer in found:
                 if isinstance(answer, RedisError):
                     raise faults.refused(answer, self._node(address).where) from answer
-        return dict(zip(addresses, answers, strict=True))
+            answers[address] = found
+        return answers
 
     async def whole(self, deadline: Deadline | None = None) -> list[Address]:
         """The servers that take writes, which hold every slot between them; Unavailable while one slot has none."""
