@@ -68,7 +68,13 @@ async def drained(coordinator: Coordinator) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("looks", [True, False], ids=["looks", "the control: does not look"])
+@pytest.mark.parametrize(
+    "looks",
+    [
+        pytest.param(True, id="looks"),
+        pytest.param(False, id="the control: does not look", marks=pytest.mark.deep),  # the fast one is simulated
+    ],
+)
 async def test_revokes_that_a_failover_of_the_target_took_away_are_brought_again(
     servers: Servers, tmp_path: Path, looks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
