@@ -16,9 +16,10 @@ import click
 from datalayer._settings.faults import choice
 from datalayer.cli.console import Console, console_of, shared_options
 from datalayer.cli.exits import ExitCode, exit_code
-from datalayer.errors import DatalayerError
+from datalayer.errors import DatalayerError, Unavailable
 
 DISTRIBUTION: Final = "datalayer-online"
+SILENT: Final = "start what does not answer, or mend its URL: datalayer doctor tries each backend"
 
 
 class Entry(NamedTuple):
@@ -92,6 +93,8 @@ class App(click.Group):
         except click.ClickException as error:
             code = _failed(console, ExitCode.FAILED, error.format_message(), kind=type(error).__name__)
         except DatalayerError as error:
+            if error.hint is None and Unavailable in {type(error), type(error.__cause__)}:
+                error.hint = SILENT
             code = _failed(console, exit_code(error), str(error), kind=type(error).__name__, error=error)
         except (KeyboardInterrupt, click.Abort):
             code = _failed(console, ExitCode.INTERRUPTED, "interrupted", kind="Interrupted")

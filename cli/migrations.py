@@ -240,16 +240,19 @@ def purge(console: Console, migration: str | None, *, yes: bool) -> None:
     _confirm(console, yes, "purge", "The data at the source will be dropped.", word="purge")
 
     async def choose(places: Places) -> Migration:
-        found = await _all(places)
-        retired = [m for m in found if "completed" in m.milestones and "purged" not in m.milestones]
-        wanted = [m for m in retired if migration in {None, m.id}]
-        if len(wanted) == 1:
-            return wanted[0]
-        if wanted:
-            names = ", ".join(m.id for m in wanted)
+        retired = [m for m in await _all(places) if "completed" in m.milestones and "purged" not in m.milestones]
+        if migration is not None:
+            found = await engine_status.choose(places.control, migration)
+            if found.id in {m.id for m in retired}:
+                return found
+            why = "has been purged already" if "purged" in found.milestones else f"is not completed: {_state(found)}"
+            raise PreconditionFailed(f"{found.id} {why}; nothing was dropped", hint="datalayer migrations list")
+        if len(retired) == 1:
+            return retired[0]
+        if retired:
+            names = ", ".join(m.id for m in retired)
             raise PreconditionFailed("several migrations have retired data", hint=f"name one of: {names}")
-        what = "no migration" if migration is None else f"{migration!r}, which is no completed migration,"
-        raise PreconditionFailed(f"{what} has retired data", hint="datalayer migrations list")
+        raise PreconditionFailed("no migration has retired data", hint="datalayer migrations list")
 
     _steer(console, migration, lambda coordinator, found: coordinator.purge(found.id), choose=choose)
 
@@ -274,6 +277,7 @@ def _act(console: Console, wanted: str | None, act: Act, *, choose: Choose | Non
         watcher = Watcher(console)
         async with open_places(settings, SystemClock(), claim=False) as places:
             found = await (choose(places) if choose else _unfinished(places, wanted))
+            console.way_on = [_again(found)]
             options = MigrateOptions(until=Until.TARGET, yes=True)
             coordinator = Coordinator(
                 places, found.domain, holder=holder("migrations"), options=options, reporter=watcher, failpoints=stop
@@ -286,6 +290,12 @@ def _act(console: Console, wanted: str | None, act: Act, *, choose: Choose | Non
             return await engine_status.status(places, found), result
 
     return run(console, work)
+
+
+def _again(found: Migration) -> str:
+    """This command once more, for the same migration."""
+    context = click.get_current_context()
+    return f"datalayer migrations {context.info_name} {found.id}{' --yes' if context.params.get('yes') else ''}"
 
 
 async def _unfinished(places: Places, wanted: str | None) -> Migration:

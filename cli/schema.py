@@ -119,6 +119,9 @@ def _tell(console: Console, states: list[SchemaState], steps: list[str]) -> None
     lines = [f"{state.name}: {one}" for state in states for one in state.drift]
     text = "\n".join([table(rows, ("name", "product", "state", "revision", "detail")), *lines])
     console.result({"schemas": [_data(state) for state in states]}, text, next_steps=steps)
+    silent = [state.name for state in states if state.state == "unreachable"]
+    if silent:
+        console.say(f"start {', '.join(silent)}, or mend the URL in the configuration; what is done is not done again")
 
 
 def _detail(state: SchemaState) -> str:

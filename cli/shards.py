@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ from datalayer.migrators.shards import (
     Moved,
     Mover,
     Sharding,
+    Split,
+    begun_split,
     check_shard,
     estimate,
     groups_of_slots,
@@ -50,6 +52,10 @@ class Chosen:
     moves: list[Move]
     begun: int
     cost: Estimate
+    split: Split | None = None
+    """The split that the moves are of; its groups are those that it began with."""
+    goes_on: bool = False
+    """It was begun before."""
 
 
 Choose = Callable[[Places], Coroutine[Any, Any, Chosen]]
@@ -161,16 +167,23 @@ def drain(console: Console, shard: str, domain: str, by: By, **chosen: Any) -> N
 @_by
 @_moving
 def split(console: Console, shard: str, domain: str, to: str, by: By, **chosen: Any) -> None:
-    """Move half of what SHARD holds to another; the other shards are left as they are."""
+    """Move half of what SHARD holds to another; the other shards are left as they are.
+
+    Killed anywhere and run again, it goes on with the half that it began with.
+    """
 
     async def choose(places: Places) -> Chosen:
         sharding = await sharding_of(places, domain)
         if check_shard(sharding, to) == check_shard(sharding, shard):
             raise InvalidArgument(f"{shard!r} cannot be split onto itself")
         found = await with_begun(places, domain, await loads(places, sharding, watch_s=LOAD_S if by == "load" else 0.0))
-        mine = [load for load in found if load.shard == shard]
-        moves = plan_moves(mine, {shard: 1.0, to: 1.0}, by=by)
-        return await _chosen(places, sharding, found, moves)
+        begun = await begun_split(places, sharding, shard, to)
+        if begun is not None:
+            moves = [Move(load, to) for load in found if load.group.name in begun.groups and load.shard != to]
+            return replace(await _chosen(places, sharding, found, moves), split=begun, goes_on=True)
+        moves = plan_moves([load for load in found if load.shard == shard], {shard: 1.0, to: 1.0}, by=by)
+        names = frozenset(move.load.group.name for move in moves)
+        return replace(await _chosen(places, sharding, found, moves), split=Split(shard, to, names))
 
     _carry_out(console, domain, choose, **chosen)
 
@@ -276,7 +289,7 @@ def _carry_out(
     options = MigrateOptions(rate_rows_per_s=rate, max_hold_ms=max_hold, assume_dead=assume_dead).checked()
     before = with_places(console, choose)
     console.way_on = [f"{_typed(click.get_current_context().info_name)} --yes"]
-    if not before.moves and not before.begun:
+    if not before.moves and not before.begun and not before.goes_on:
         console.result(_told(before) | _done(Moved()), "there is nothing to move")
         return
     console.say(_plan_text(before))
@@ -297,7 +310,7 @@ def _carry_out(
                 failpoints=stop,
             )
             try:
-                return await mover.run(before.moves)
+                return await mover.run(before.moves, before.split)
             finally:
                 watcher.close()
 
@@ -365,6 +378,8 @@ def _plan_text(chosen: Chosen) -> str:
     lines = [_shard_text(chosen.sharding, chosen.loads)]
     if chosen.begun:
         lines.append(f"{chosen.begun} moves were begun and will be finished first")
+    if chosen.goes_on:
+        lines.append("the split that was begun goes on, with the groups that it began with")
     if not chosen.moves:
         return "\n".join([*lines, "no further move would even out anything"])
     cost = chosen.cost

@@ -482,6 +482,12 @@ def _check_backend(
         reader.fault((*key, "replicas"), "must be of the same kind as url", "a sharded backend has none here")
     elif replicas and url is not None and url.scheme != "postgresql":
         reader.fault((*key, "replicas"), f"are not known to {url.scheme}", "remove them")
+    elif any(replica.options.get("pgbouncer") for replica in replicas):
+        reader.fault(
+            (*key, "replicas"),
+            "are behind a pooler, which hides what server answers",
+            "the replicas' own addresses, without pgbouncer=true",
+        )
     elif replicas and url is not None and len({_place_of(one) for one in (url, *replicas)}) <= len(replicas):
         reader.fault((*key, "replicas"), "name one place twice, or that of url")
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from datalayer.migrators.work import Work
 
 POLL_S: Final = 0.02
+_WAY_OUT: Final = (
+    "one whose configuration lacks backend {!r} never does: restart it with the new one; others leave when they end; "
+    "--assume-dead GLOB goes on without them"
+)
 
 
 def proven_dead(process: ProcessInfo) -> bool:
@@ -48,7 +52,7 @@ async def await_fleet(work: Work, what: str) -> str:
             names = ", ".join(describe(process) for process in behind[:5])
             raise NotFinished(
                 f"{len(behind)} process(es) have not acknowledged {what}: {names}",
-                hint="they leave when they end; --assume-dead GLOB goes on without them",
+                hint=_WAY_OUT.format(work.migration.target.backend),
             )
         if not told:
             work.reporter.note(f"waiting for {len(behind)} process(es) to acknowledge {what}")

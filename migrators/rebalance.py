@@ -88,8 +88,14 @@ def plan_by_region(
     for region in sorted({regions.get(shard, "") for shard in weights}):
         mine = {shard: weight for shard, weight in weights.items() if regions.get(shard, "") == region}
         held = [load for load in loads if regions.get(load.shard, "") == region]
-        if held:
-            moves += plan_moves(held, mine, **how)
+        if not held:
+            continue
+        if region and not any(weight for shard, weight in mine.items() if shard not in how.get("drain", ())):
+            raise PreconditionFailed(
+                f"no shard of region {region!r} would be left to hold its slots, which never leave it",
+                hint="add a shard of that region first, or give another of its shards a weight",
+            )
+        moves += plan_moves(held, mine, **how)
     return moves
 
 

@@ -11,6 +11,7 @@ from datalayer.clock import Deadline
 from datalayer.domains.users import home_region
 from datalayer.errors import Conflict, PreconditionFailed
 from datalayer.migrators.lease import held_lease
+from datalayer.routing import regionrecord
 from datalayer.routing.claims import RACES_MAX
 from datalayer.routing.regional import RegionalUsers
 from datalayer.routing.regionrecord import DOCUMENT, USERS, check, configured, document_of, recorded
@@ -37,15 +38,9 @@ class Outside:
 
 
 def check_shares(backend: Backend, domain: str) -> None:
-    """PreconditionFailed where a region would get no slots: they are divided once, and its users could never lie there."""
-    if domain != USERS or not isinstance(backend, ShardedBackend):
-        return
-    given = {backend.regions.get(shard) for shard in share_out(backend.groups, backend.weights)}
-    for region in sorted(set(backend.regions.values()) - given):
-        raise PreconditionFailed(
-            f"no slots of backend {backend.name!r} would fall to region {region!r}",
-            hint="give a shard of it a weight, or the backend more slot_groups",
-        )
+    """As ``regionrecord.check_shares``, before anything is made."""
+    if domain == USERS and isinstance(backend, ShardedBackend):
+        regionrecord.check_shares(backend, share_out(backend.groups, backend.weights))
 
 
 async def outside(places: Places) -> list[Outside]:

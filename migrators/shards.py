@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datalayer.routing.shards import Group, ShardMap
 
 _SILENT: Final = Silent()
+SPLIT: Final = "split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,24 @@ async def with_begun(places: Places, domain: str, found: Sequence[Load]) -> list
     return [replace(load, shard=to.get(load.group.name, load.shard)) for load in found]
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which groups one split moves, by name: half of what was there when it began, however often it is begun again."""
+
+    shard: str
+    to: str
+    groups: frozenset[str]
+
+
+async def begun_split(places: Places, sharding: Sharding, shard: str, to: str) -> Split | None:
+    """The split of these two shards that was begun and did not come to its end, if it was the last that moved groups."""
+    found = await places.control.document(sharding.domain, SPLIT)
+    if not found or (found["shard"], found["to"]) != (shard, to):
+        return None
+    groups = frozenset(found["groups"]) & {group.name for group in sharding.map.groups}
+    return Split(shard, to, groups) if groups else None
+
+
 class Mover:
     """Moves slot groups of one domain."""
 
@@ -224,8 +243,9 @@ class Mover:
         self._failpoints = failpoints
         self.moved = Moved()
 
-    async def run(self, moves: Sequence[Move]) -> Moved:
-        """Finish what was begun, then make these moves; each is complete when the next of its worker begins.
+    async def run(self, moves: Sequence[Move], split: Split | None = None) -> Moved:
+        """Finish what was begun, then make these moves; each is complete when the next of its worker begins. ``split``:
+        the one that these moves are of, which is remembered until it is done.
 
         Raises what a migration raises; NotFinished names the first group that could not be moved, after the others
         under way have ended. Running it again goes on.
@@ -235,6 +255,7 @@ class Mover:
             sharding = await sharding_of(self._places, self._domain)
             for move in moves:
                 check_region(sharding, move.load.group, move.to)
+            await self._remember(split)
             begun = [(m.domain, m.target.backend) for m in await unfinished(self._places, self._domain)]
             await self._all(begun, value)
             _, routings = await control.routings()
@@ -244,7 +265,18 @@ class Mover:
             await self._all([(name, to) for name, to in wanted if name not in there], value)
             for name in there - {name for name, _ in begun} if self._purge else ():
                 await self._purge_again(name, value)
+            if split is not None:
+                await self._remember(None)
         return self.moved
+
+    async def _remember(self, split: Split | None) -> None:
+        """The split under way; none where other moves change what half of a shard is."""
+        control = self._places.control
+        if split is not None:
+            told = {"shard": split.shard, "to": split.to, "groups": sorted(split.groups)}
+            await control.put_document(self._domain, SPLIT, told)
+        elif await control.document(self._domain, SPLIT):
+            await control.put_document(self._domain, SPLIT, {})
 
     async def _all(self, work: Sequence[tuple[str, str]], domain_lease: int) -> None:
         left = list(work)[::-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from datalayer.errors import RoutingMismatch
+from datalayer.errors import PreconditionFailed, RoutingMismatch
 from datalayer.routing.shards import parse_group
 from datalayer.stores.sharded import ShardedBackend
 
@@ -41,6 +41,18 @@ async def recorded(places: Places, attempt: int) -> dict[str, str] | None:
     if found is not None:
         places.region_records[attempt] = found
     return found
+
+
+def check_shares(backend: ShardedBackend, shares: Iterable[str]) -> None:
+    """PreconditionFailed where a region would get none of the slot groups of users, which would go to these shards: they
+    are divided once, and its users could never lie there.
+    """
+    given = {backend.regions.get(shard) for shard in shares}
+    for region in sorted(set(backend.regions.values()) - given):
+        raise PreconditionFailed(
+            f"no slots of backend {backend.name!r} would fall to region {region!r}",
+            hint="give a shard of it a weight, or the backend more slot_groups",
+        )
 
 
 def document_of(attempt: int) -> str:

@@ -147,6 +147,8 @@ class ShardedStore:
         """Spread the groups over the members by weight, and publish that; what is published already stays."""
         groups = cut(self.domain, self.place.attempt, backend.groups)
         members = share_out(len(groups), backend.weights)
+        if self.domain == regionrecord.USERS:
+            regionrecord.check_shares(backend, members)
         first = {
             group.name: Place(member_name(backend.name, member), group.number)
             for group, member in zip(groups, members, strict=True)

@@ -391,8 +391,9 @@ def test_a_process_that_does_not_know_a_shard_says_so_and_serves_the_rest(
         async with DataLayer.open(old) as layer:
             async with moving(world) as (places, moves):
                 options = MigrateOptions(ack_timeout_s=0.5)
-                with pytest.raises(NotFinished, match="have not acknowledged"):
+                with pytest.raises(NotFinished, match="have not acknowledged") as behind:
                     await Mover(places, "users", holder="test", options=options).run(moves[:1])
+                assert "lacks backend 'shards/s2' never does: restart it" in str(behind.value)
             return len((await layer.users.list(limit=100)).items)
 
     assert asyncio.run(act()) == 40
