@@ -30,8 +30,7 @@ Say = Callable[[str], None]
 async def measure(ground: Ground, sizes: Sequence[int], rounds: int, say: Say) -> dict[str, Any]:
     """put and read of objects of each size."""
     url = ground.bucket()
-    main = f"sqlite:///{ground.empty_folder()}/media.sqlite"
-    settings = settings_of({"main": main, "s3": url}, f"{main}.control", media="s3")
+    settings = settings_of({"main": ground.sqlite(), "s3": url}, ground.sqlite(), media="s3")
     await create_schemas(settings)
     parsed = BackendUrl.parse(url)
     bares = {

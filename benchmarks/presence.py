@@ -26,9 +26,7 @@ async def measure(ground: Ground, users: int, rounds: int, say: Say) -> dict[str
     """Beats and answers of both. A call is one beat, and one answer."""
     users = max(ASKED, users // AT_ONCE * AT_ONCE)
     url = ground.redis()
-    settings = settings_of(
-        {"main": f"sqlite:///{ground.empty_folder()}/presence.sqlite", "redis": url}, "memory://", presence="redis"
-    )
+    settings = settings_of({"main": ground.sqlite(), "redis": url}, ground.sqlite(), presence="redis")
     everybody = [uuid4() for _ in range(users)]
     parts = [everybody[at : at + AT_ONCE] for at in range(0, users, AT_ONCE)]
     slices = rounds * SLICES_PER_ROUND

@@ -50,9 +50,7 @@ class Library:
 async def measure(ground: Ground, calls: int, rounds: int, say: Say) -> dict[str, Any]:
     """create, get, touch and revoke, by one task and by eight."""
     url = ground.redis()
-    settings = settings_of(
-        {"main": f"sqlite:///{ground.empty_folder()}/sessions.sqlite", "redis": url}, "memory://", sessions="redis"
-    )
+    settings = settings_of({"main": ground.sqlite(), "redis": url}, ground.sqlite(), sessions="redis")
     users = [uuid4() for _ in range(USERS)]
     told: list[dict[str, Any]] = []
     async with DataLayer.open(settings) as layer:

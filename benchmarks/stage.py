@@ -106,6 +106,10 @@ class Ground:
         """A folder that nobody else uses."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
+    def sqlite(self) -> str:
+        """The URL of a file that is not there yet, in a folder of its own."""
+        return f"sqlite:///{self.empty_folder()}/main.sqlite"
+
     def redis(self) -> str:
         """The URL of an empty database of Redis."""
         return self._servers.redis().create_database()
