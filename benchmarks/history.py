@@ -124,7 +124,7 @@ async def _measured(
         for number in range(0, 5 * CALLS, CALLS):
             mine, other = await ours(number), await theirs(number)
             same = list(mine) == other if isinstance(mine, tuple) else mine == other  # a page has a tuple
-            assert same, f"{name} of {_pick(sample, number)}: the data layer finds {mine}, {place.driver} {other}"
+            assert same, f"{name} of {_pick(sample, number)}: the data layer and {place.driver} find different messages"
             assert other, f"{name} of {_pick(sample, number)} finds nothing"
         told.append({"call": name, "tasks": 1, "bare": place.driver} | await _timed((ours, theirs), rounds))
     return told
