@@ -174,6 +174,7 @@ def relation(base: str, attempt: int) -> str:
     return base if attempt == 0 else f"{base}_{attempt}"
 
 
+@lru_cache(maxsize=512)
 def messages_table(attempt: int = 0) -> sa.Table:
     """The messages of a place; conversation_id is the routing key."""
     return sa.Table(
@@ -193,6 +194,7 @@ def messages_table(attempt: int = 0) -> sa.Table:
     )
 
 
+@lru_cache(maxsize=512)
 def users_table(attempt: int = 0) -> sa.Table:
     """The users of a place."""
     return sa.Table(
@@ -211,6 +213,7 @@ def users_table(attempt: int = 0) -> sa.Table:
     )
 
 
+@lru_cache(maxsize=512)
 def claims_table(attempt: int = 0) -> sa.Table:
     """Who holds which unique value; ``routing`` is the first 16 bytes of the record's key."""
     return sa.Table(
@@ -225,6 +228,7 @@ def claims_table(attempt: int = 0) -> sa.Table:
     )
 
 
+@lru_cache(maxsize=512)
 def conversations_table(attempt: int = 0) -> sa.Table:
     """The conversations of a place."""
     return sa.Table(
@@ -240,6 +244,7 @@ def conversations_table(attempt: int = 0) -> sa.Table:
     )
 
 
+@lru_cache(maxsize=512)
 def members_table(attempt: int = 0) -> sa.Table:
     """The members of conversations; ``listed`` is the version that the user's own list shows."""
     table = sa.Table(
@@ -266,6 +271,7 @@ def members_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+@lru_cache(maxsize=512)
 def listings_table(attempt: int = 0) -> sa.Table:
     """Each user's list of conversations; ``shown`` is the version of the membership that it shows."""
     table = sa.Table(
@@ -286,6 +292,7 @@ def listings_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+@lru_cache(maxsize=512)
 def sessions_table(attempt: int = 0) -> sa.Table:
     """Users' sessions; ``id`` and ``proof`` are the halves of the hash of a session's secret."""
     table = sa.Table(
@@ -307,6 +314,7 @@ def sessions_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+@lru_cache(maxsize=512)
 def session_cuts_table(attempt: int = 0) -> sa.Table:
     """The mark up to which all sessions of a user are revoked."""
     table = sa.Table(
@@ -322,6 +330,7 @@ def session_cuts_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+@lru_cache(maxsize=512)
 def message_docs_table(attempt: int = 0) -> sa.Table:
     """The words of messages (``domains.search``). What makes them quick to search is the product's: ``schemas.search``."""
     return sa.Table(
@@ -336,6 +345,7 @@ def message_docs_table(attempt: int = 0) -> sa.Table:
     )
 
 
+@lru_cache(maxsize=512)
 def user_docs_table(attempt: int = 0) -> sa.Table:
     """The words of users' names."""
     return sa.Table(
@@ -349,6 +359,7 @@ def user_docs_table(attempt: int = 0) -> sa.Table:
     )
 
 
+@lru_cache(maxsize=512)
 def media_table(attempt: int = 0) -> sa.Table:
     """Each owner's items of media; ``upload`` is set while the client has still to send the bytes."""
     table = sa.Table(
@@ -371,6 +382,7 @@ def media_table(attempt: int = 0) -> sa.Table:
     return table
 
 
+@lru_cache(maxsize=512)
 def media_objects_table(attempt: int = 0) -> sa.Table:
     """What holds the bytes: ``content`` is the first half of their hash, ``held`` the places that have them."""
     table = sa.Table(

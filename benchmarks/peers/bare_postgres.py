@@ -7,7 +7,6 @@ from psycopg_pool import AsyncConnectionPool
 
 from benchmarks.peers.bare import LIMIT, id_source, message
 from datalayer.ids import id_time_us
-from datalayer.schemas.metadata import messages_table
 from datalayer.stores.sql.messages import MessageStatements
 from datalayer.types import Message
 
@@ -19,7 +18,7 @@ class BarePostgres:
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             url, min_size=8, max_size=20, kwargs={"autocommit": True}, open=False
         )
-        sql = MessageStatements("postgresql", messages_table(attempt))
+        sql = MessageStatements("postgresql", attempt)
         self._append, self._get = sql.append, sql.get
         self._history = sql.history[False, False, False]
         self._ids = id_source()

@@ -11,7 +11,6 @@ from uuid import UUID
 
 from benchmarks.peers.bare import LIMIT, id_source
 from datalayer.ids import id_time_us
-from datalayer.schemas.metadata import messages_table
 from datalayer.stores.sql.messages import MessageStatements
 from datalayer.types import Message
 
@@ -28,7 +27,7 @@ class BareSqlite:
         self._of_thread = threading.local()
         self._all: list[sqlite3.Connection] = []
         self._writing = threading.Lock()
-        sql = MessageStatements("sqlite", messages_table(attempt))
+        sql = MessageStatements("sqlite", attempt)
         self._append, self._get = sql.append, sql.get
         self._history = sql.history[False, False, False]
         self._ids = id_source()

@@ -85,7 +85,7 @@ class _Tables:
     def __init__(self, pool: AsyncConnectionPool[Any], number: int) -> None:
         self.pool = pool
         users, claims = users_table(number), claims_table(number)
-        self.get = UserStatements("postgresql", users, claims).get
+        self.get = UserStatements("postgresql", number).get
         create = insert("postgresql", users).values(values_of([column.name for column in users.columns]))
         self.create = statement("postgresql", create).sql
         claim = insert("postgresql", claims).values(values_of([column.name for column in claims.columns]))

@@ -12,6 +12,7 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from datalayer.stores.base import Backend
 from datalayer.stores.postgres.backend import create_backend
 from datalayer.stores.postgres.schema import PostgresSchema
 from datalayer.stores.sql.store import SqlStore
+from datalayer.stores.sql.texts import once
 from datalayer.testing.contract import (
     ForeignWriterSuite,
     MessageExecuteSuite,
@@ -59,24 +61,28 @@ NEW = History(
     ("0904_post",),
     "0903_pre",
 )
-_USERS, _MESSAGES = metadata.users_table, metadata.messages_table
+_USERS: Any = metadata.users_table
+_MESSAGES: Any = metadata.messages_table
 
 
+@lru_cache
 def older_users(attempt: int = 0) -> sa.Table:
-    table = _USERS(attempt)
+    table: sa.Table = _USERS.__wrapped__(attempt)
     table.append_column(sa.Column("nickname", sa.Text, nullable=False, server_default=""))
     return table
 
 
+@lru_cache
 def newer_users(attempt: int = 0) -> sa.Table:
-    table = _USERS(attempt)
+    table: sa.Table = _USERS.__wrapped__(attempt)
     table.append_column(sa.Column("country", sa.Text, nullable=False, server_default="eu"))
     sa.Index(f"{table.name}_country", table.c.country)
     return table
 
 
+@lru_cache
 def newer_messages(attempt: int = 0) -> sa.Table:
-    table = _MESSAGES(attempt)
+    table: sa.Table = _MESSAGES.__wrapped__(attempt)
     table.append_column(sa.Column("language", sa.Text))
     return table
 
@@ -89,12 +95,21 @@ def revisions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """The statements of another version of the tables are nobody's after the test."""
+    yield
+    once.cache_clear()
+
+
 def play_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    once.cache_clear()
     monkeypatch.setattr(history, "THIS", OLD)
     monkeypatch.setattr(metadata, "users_table", older_users)
 
 
 def play_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    once.cache_clear()
     monkeypatch.setattr(history, "THIS", NEW)
     monkeypatch.setattr(metadata, "users_table", newer_users)
     monkeypatch.setattr(metadata, "messages_table", newer_messages)

@@ -25,6 +25,7 @@ from datalayer.schemas.render import VERSIONS, Revisions
 from datalayer.schemas.shapes import differences, expected
 from datalayer.settings import Settings, parse_settings
 from datalayer.stores.sql.statement import create_table
+from datalayer.stores.sql.texts import once
 from datalayer.stores.sqlite.backend import SqliteBackend
 
 CLOCK = SystemClock()
@@ -190,16 +191,18 @@ async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
     await upgraded(settings, revisions, only="main", phase="pre")
     async with opened(path) as backend:
         await backend.store("users", 8).create()
-    old, make = metadata.users_table, metadata.place_table
+    old: Any = metadata.users_table
+    make = metadata.place_table
 
     def with_country(attempt: int = 0) -> Any:
         import sqlalchemy as sa  # noqa: PLC0415
 
-        table = old(attempt)
+        table = old.__wrapped__(attempt)
         table.append_column(sa.Column("country", sa.Text, nullable=False, server_default=""))
         sa.Index(f"{table.name}_country", table.c.country)
         return table
 
+    once.cache_clear()
     monkeypatch.setattr(metadata, "users_table", with_country)
     monkeypatch.setattr(
         metadata, "place_table", lambda base, n=0: with_country(n) if base == "users" else make(base, n)
@@ -212,6 +215,7 @@ async def test_a_place_that_older_code_made_afterwards_is_brought_in_step(
     }
     state = (await upgraded(settings, revisions, only="main", phase="pre"))[0]
     assert (state.state, state.done) == ("ready", ("0004_pre users_8", "0903_pre users_8"))
+    once.cache_clear()
 
 
 async def test_a_table_that_somebody_dropped_is_made_again(tmp_path: Path) -> None:

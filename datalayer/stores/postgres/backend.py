@@ -53,11 +53,14 @@ FROM pg_class c WHERE c.oid = to_regclass(%s)
   OR c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass(%s)::oid)"""
 
 
+_ROWS: Final = PostgresCodec()
+
+
 class PostgresProduct:
     """What Postgres does in its own way."""
 
     dialect: Dialect = "postgresql"
-    codec: RowCodec
+    codec: RowCodec = _ROWS
 
     def __init__(
         self,
@@ -66,7 +69,6 @@ class PostgresProduct:
         partition_messages: Unit | None = None,
         search: Method = "tsvector",
     ) -> None:
-        self.codec = PostgresCodec()
         self.clock = clock
         self.partition_messages = partition_messages
         self.search = search
@@ -208,7 +210,7 @@ class PostgresBackend:
         """The plain tables of domains whose data has moved away: a purge has dropped them, and nothing asks for them."""
         meta = await self.read_meta()
         gone = {domain for (domain, attempt), row in meta.items() if attempt == 0 and row.role == "retired"}
-        return {relation.table.name for domain in gone for relation in self.store(domain, 0).relations.values()}
+        return {relation.name for domain in gone for relation in self.store(domain, 0).relations.values()}
 
     async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
         try:

@@ -63,9 +63,7 @@ class BulkWriter:
     async def _straight(tx: PostgresTransaction, relation: Relation, data: bytes) -> bool:
         await tx.run("SAVEPOINT datalayer_copy")
         try:
-            await tx.copy_in(
-                f"COPY {relation.table.name} ({', '.join(relation.columns)}) FROM STDIN (FORMAT binary)", data
-            )
+            await tx.copy_in(f"COPY {relation.name} ({', '.join(relation.columns)}) FROM STDIN (FORMAT binary)", data)
         except UniqueViolation:
             await tx.run("ROLLBACK TO SAVEPOINT datalayer_copy")
             return False
@@ -73,7 +71,7 @@ class BulkWriter:
 
 
 async def _through_staging(tx: PostgresTransaction, relation: Relation, data: bytes) -> None:
-    table, columns = relation.table.name, ", ".join(relation.columns)
+    table, columns = relation.name, ", ".join(relation.columns)
     stage = f"datalayer_stage_{relation.kind.name}"
     keys = ", ".join(relation.key_names)
     changes = ", ".join(f"{name} = excluded.{name}" for name in relation.columns if name not in relation.key_names)

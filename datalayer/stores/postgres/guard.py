@@ -21,7 +21,7 @@ from datalayer.stores.postgres.barrier import Barrier
 from datalayer.stores.postgres.journal import PostgresJournal
 from datalayer.stores.postgres.token import take_token
 from datalayer.stores.postgres.triggers import CREATE_FENCE_TABLE, FENCE_TABLE, GuardText
-from datalayer.stores.sql.journal import JournalStatements
+from datalayer.stores.sql.journal import journal_statements
 from datalayer.stores.sql.store import Undo
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class PostgresGuard:
         self._store = store
         self._attempt = attempt
         self._key = (store.domain, attempt)
-        self._tombs = JournalStatements(store, attempt).tombs
-        self._tables = tuple(relation.table.name for relation in store.relations.values())
+        self._tombs = journal_statements(store, attempt).tombs
+        self._tables = tuple(relation.name for relation in store.relations.values())
         self._barrier = Barrier(db, self._tables)
         self._apply_lock = f"datalayer_apply_{store.domain}_{attempt}"
         """Shared by applies; whoever ends the attempt has it alone, so that none lands afterwards."""

@@ -136,5 +136,5 @@ class PostgresOutbox(SqlOutbox):
 
 async def outboxes_at(store: SqlStore) -> list[int]:
     """The indexes that have an outbox on a store's tables."""
-    names = [relation.table.name for relation in store.relations.values()]
+    names = [relation.name for relation in store.relations.values()]
     return sorted(int(row[0]) for row in await store.db.fetch(_NAMED, (names,)))

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from datalayer.domains.messages import Append
 from datalayer.domains.record import Record
+from datalayer.schemas.metadata import messages_table
 from datalayer.stores.base import ScanPage
 from datalayer.stores.postgres.bulk import BulkWriter
 from datalayer.stores.postgres.outbox import PostgresOutbox, outboxes_at
@@ -20,6 +21,7 @@ from datalayer.stores.sql.messages import SqlMessages
 from datalayer.stores.sql.sessions import SqlSessions
 from datalayer.stores.sql.statement import limited, statement
 from datalayer.stores.sql.store import SqlStore
+from datalayer.stores.sql.texts import texts
 from datalayer.stores.sql.users import SqlUsers
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Sized(SqlStore):
     """A store that knows how much room it takes."""
 
     async def size(self) -> int:
-        names = [relation.table.name for relation in self.relations.values()]
+        names = [relation.name for relation in self.relations.values()]
         rows = await self.db.fetch(
             f"{_TREE} SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM tree",  # noqa: S608
             (names,),
@@ -53,7 +55,7 @@ class Sized(SqlStore):
         return int(rows[0][0])
 
     async def calls(self) -> int:
-        names = [relation.table.name for relation in self.relations.values()]
+        names = [relation.name for relation in self.relations.values()]
         rows = await self.db.fetch(
             f"{_TREE} SELECT coalesce(sum(coalesce(idx_scan, 0) + seq_scan + n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint "  # noqa: S608
             "FROM pg_stat_user_tables WHERE relid IN (SELECT oid FROM tree)",
@@ -90,21 +92,7 @@ class PostgresMessages(SqlMessages, _Followed):
         self._partition = partition
         self.partitions = Partitions(db, self, partition, product.clock)
         self._bulk = BulkWriter(self)
-        table = self.relations["message"].table
-        keys = (table.c.conversation_id, table.c.id)
-        key = sa.func.uuid_send(keys[0]).op("||")(sa.func.uuid_send(keys[1]))
-        columns: dict[str, Any] = {name: table.c[name] for name in _FIELDS}
-        # An array costs a loader in Python; hardly any message has one.
-        columns["attachments"] = sa.func.nullif(table.c.attachments, sa.text("'{}'"))
-        select = sa.select(key, table.c.version, table.c.deleted, *columns.values())
-        low, high = (
-            sa.tuple_(*(sa.bindparam(f"{end}_{one.name}", type_=one.type) for one in keys)) for end in ("low", "high")
-        )
-        select = select.where(sa.tuple_(*keys) <= high).order_by(*keys)
-        names = ("high_conversation_id", "high_id", "low_conversation_id", "low_id", "limit")
-        after = limited("postgresql", select.where(sa.tuple_(*keys) > low))
-        self._scan_after = statement("postgresql", after, *names).sql
-        self._scan_first = statement("postgresql", limited("postgresql", select), *names[:2], names[4]).sql
+        self._scans = texts(_Scans, attempt=attempt)
 
     async def create(self) -> None:
         await (super().create() if self._partition is None else self.partitions.create())
@@ -125,7 +113,7 @@ class PostgresMessages(SqlMessages, _Followed):
         _, low, high = range_.split(":")
         start = low if after is None else after
         params = (*_position(high), *_position(start), limit) if start else (*_position(high), limit)
-        rows = await self._postgres.fetch_raw(self._scan_after if start else self._scan_first, params)
+        rows = await self._postgres.fetch_raw(self._scans.after if start else self._scans.first, params)
         records = [_record(row) for row in rows]
         return ScanPage(records, records[-1].key.hex() if records else after, len(records) < limit)
 
@@ -140,6 +128,27 @@ class PostgresMessages(SqlMessages, _Followed):
 
     async def apply_in(self, tx: SqlTransaction, records: Iterable[Record]) -> None:
         await self._bulk.write(cast("PostgresTransaction", tx), records)
+
+
+class _Scans:
+    """The texts of a scan of messages."""
+
+    def __init__(self, attempt: int) -> None:
+        table = messages_table(attempt)
+        keys = (table.c.conversation_id, table.c.id)
+        key = sa.func.uuid_send(keys[0]).op("||")(sa.func.uuid_send(keys[1]))
+        columns: dict[str, Any] = {name: table.c[name] for name in _FIELDS}
+        # An array costs a loader in Python; hardly any message has one.
+        columns["attachments"] = sa.func.nullif(table.c.attachments, sa.text("'{}'"))
+        select = sa.select(key, table.c.version, table.c.deleted, *columns.values())
+        low, high = (
+            sa.tuple_(*(sa.bindparam(f"{end}_{one.name}", type_=one.type) for one in keys)) for end in ("low", "high")
+        )
+        select = select.where(sa.tuple_(*keys) <= high).order_by(*keys)
+        names = ("high_conversation_id", "high_id", "low_conversation_id", "low_id", "limit")
+        after = limited("postgresql", select.where(sa.tuple_(*keys) > low))
+        self.after = statement("postgresql", after, *names).sql
+        self.first = statement("postgresql", limited("postgresql", select), *names[:2], names[4]).sql
 
 
 class PostgresUsers(SqlUsers, _Followed):

@@ -29,12 +29,14 @@ from datalayer.stores.base import Executed
 from datalayer.stores.sql.relation import Relation, media_relation, object_relation
 from datalayer.stores.sql.statement import LookUp, limited, statement
 from datalayer.stores.sql.store import SqlProduct, SqlStore, Undo
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from datalayer.clock import Deadline
     from datalayer.domains.record import Key, Record
+    from datalayer.stores.sql.codec import RowCodec
     from datalayer.stores.sql.database import Dialect, SqlDatabase, SqlTransaction
     from datalayer.types import Media
 
@@ -48,11 +50,11 @@ class SqlCatalogue(SqlStore):
     domain: ClassVar[str] = "catalogue"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
-        self._items = media_relation(product.dialect, product.codec, attempt)
-        self._objects = object_relation(product.dialect, product.codec, attempt)
+        self._items = texts(media_relation, product.dialect, product.codec, attempt=attempt)
+        self._objects = texts(object_relation, product.dialect, product.codec, attempt=attempt)
         super().__init__(db, product, attempt, (self._items, self._objects))
         self._uuid = product.codec.bind_uuid
-        self._sql = CatalogueStatements(product.dialect, self._items, self._objects)
+        self._sql = texts(CatalogueStatements, product.dialect, product.codec, attempt=attempt)
 
     # --- reads -----------------------------------------------------------------------------------------------------
 
@@ -155,7 +157,8 @@ class SqlCatalogue(SqlStore):
 class CatalogueStatements:
     """The texts of one media and one media_objects table."""
 
-    def __init__(self, dialect: Dialect, items: Relation, objects: Relation) -> None:
+    def __init__(self, dialect: Dialect, codec: RowCodec, attempt: int) -> None:
+        items, objects = media_relation(dialect, codec, attempt), object_relation(dialect, codec, attempt)
         self.lock = {one.kind.name: _locking(dialect, one) for one in (items, objects)}
         media, stored = items.table, objects.table
         uuid = media.c.id.type

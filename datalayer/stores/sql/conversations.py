@@ -36,11 +36,12 @@ from datalayer.domains.conversations import (
 )
 from datalayer.domains.messages import NIL
 from datalayer.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from datalayer.schemas.metadata import CONVERSATION_COLUMNS, MEMBER_COLUMNS
+from datalayer.schemas.metadata import CONVERSATION_COLUMNS, MEMBER_COLUMNS, conversations_table, members_table
 from datalayer.stores.base import Executed
 from datalayer.stores.sql.relation import conversation_relation, member_relation
 from datalayer.stores.sql.statement import LookUp, first, greatest, limited, statement
 from datalayer.stores.sql.store import SqlProduct, SqlStore, Undo
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +62,11 @@ class SqlConversations(SqlStore):
     domain: ClassVar[str] = "conversations"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
-        self._conversations = conversation_relation(product.dialect, product.codec, attempt)
-        self._members = member_relation(product.dialect, product.codec, attempt)
+        self._conversations = texts(conversation_relation, product.dialect, product.codec, attempt=attempt)
+        self._members = texts(member_relation, product.dialect, product.codec, attempt=attempt)
         super().__init__(db, product, attempt, (self._conversations, self._members))
         self._uuid = product.codec.bind_uuid
-        self._sql = ConversationStatements(product.dialect, self._conversations.table, self._members.table)
+        self._sql = texts(ConversationStatements, product.dialect, attempt=attempt)
 
     # --- reads -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +239,8 @@ class SqlConversations(SqlStore):
 class ConversationStatements:
     """The texts of one conversations and one members table."""
 
-    def __init__(self, dialect: Dialect, conversations: sa.Table, members: sa.Table) -> None:
+    def __init__(self, dialect: Dialect, attempt: int) -> None:
+        conversations, members = conversations_table(attempt), members_table(attempt)
         columns = [conversations.c[name] for name in CONVERSATION_COLUMNS]
         of_id = sa.bindparam("of_id", type_=conversations.c.id.type)
         lock = sa.select(*columns).where(conversations.c.id == of_id).with_for_update()

@@ -15,6 +15,7 @@ from datalayer.domains.registry import DOMAINS
 from datalayer.errors import MigrationError
 from datalayer.schemas.metadata import journal_tables
 from datalayer.stores.sql.statement import LookUp, first, last_byte, limited, statement
+from datalayer.stores.sql.texts import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class TriggerJournal:
     def __init__(self, store: SqlStore, attempt: int) -> None:
         self._store = store
         self._db = store.db
-        self._sql = JournalStatements(store, attempt)
+        self._sql = journal_statements(store, attempt)
         self._after: dict[tuple[int, int], tuple[str, bytes]] = {}
 
     async def pending(self, limit: int, *, part: tuple[int, int] = (0, 1)) -> list[Record]:
@@ -103,18 +104,21 @@ UNSYNCED: Final = sa.text("(SELECT set_config('synchronous_commit', 'off', true)
 """A settle need not wait for the disk: one that a crash of the server forgets leaves a key dirty that was clean."""
 
 
+def journal_statements(store: SqlStore, attempt: int) -> JournalStatements:
+    """Those of a store's journal for an attempt."""
+    return numbered(JournalStatements, store.product.dialect, store.domain, number=attempt)
+
+
 class JournalStatements:
     """The texts of one journal."""
 
-    def __init__(self, store: SqlStore, attempt: int) -> None:
-        dialect = store.product.dialect
-        tables = journal_tables(store.domain, attempt)
-        journal, tombs, foreign = tables.all
+    def __init__(self, dialect: Dialect, domain: str, attempt: int) -> None:
+        journal, tombs, foreign = journal_tables(domain, attempt).all
         keys: sa.BindParameter[Any] = sa.bindparam("keys", expanding=True)
         one = first(dialect, sa.select(sa.literal_column("1")).select_from(journal))
         self.dirty_routing = LookUp(dialect, one.where(journal.c.routing.in_(keys)), "keys", None)
         found = sa.select(tombs.c.kind, tombs.c.key, tombs.c.version)
-        kinds = [kind.name for kind in store.kinds]
+        kinds = [kind.name for kind in DOMAINS[domain].kinds]
         self.dirty_key = KeyLookUp(dialect, one, journal, kinds)
         self.tombs = KeyLookUp(dialect, found, tombs, kinds)
         self.backlog = statement(dialect, sa.select(sa.func.count()).select_from(journal)).sql

@@ -13,11 +13,12 @@ import sqlalchemy as sa
 
 from datalayer.domains.listings import Show, decide, keys_of, to_listed
 from datalayer.errors import Unavailable
-from datalayer.schemas.metadata import LISTED_COLUMNS
+from datalayer.schemas.metadata import LISTED_COLUMNS, listings_table
 from datalayer.stores.base import Executed
 from datalayer.stores.sql.relation import listed_relation
 from datalayer.stores.sql.statement import limited, statement
 from datalayer.stores.sql.store import SqlProduct, SqlStore
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -35,10 +36,10 @@ class SqlListings(SqlStore):
     domain: ClassVar[str] = "listings"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
-        self._listed = listed_relation(product.dialect, product.codec, attempt)
+        self._listed = texts(listed_relation, product.dialect, product.codec, attempt=attempt)
         super().__init__(db, product, attempt, (self._listed,))
         self._uuid = product.codec.bind_uuid
-        self._pages = _pages(product.dialect, self._listed.table)
+        self._pages = texts(_pages, product.dialect, attempt=attempt)
 
     async def get(self, user_id: UUID, conversation_id: UUID, deadline: Deadline) -> Listed | None:
         key = (self._uuid(user_id), self._uuid(conversation_id))
@@ -73,8 +74,9 @@ class SqlListings(SqlStore):
         raise Unavailable(f"the list of user {mutation.user_id} kept changing under this write")
 
 
-def _pages(dialect: Dialect, table: sa.Table) -> dict[bool, str]:
+def _pages(dialect: Dialect, attempt: int) -> dict[bool, str]:
     """The texts of a page of a list: without, and with a position to go on after."""
+    table = listings_table(attempt)
     user = table.c.user_id == sa.bindparam("of_user", type_=table.c.user_id.type)
     core = sa.select(*(table.c[name] for name in LISTED_COLUMNS)).where(user, sa.not_(table.c.deleted))
     core = core.order_by(table.c.last_activity.desc(), table.c.conversation_id.desc())

@@ -22,11 +22,12 @@ from datalayer.domains.messages import (
 from datalayer.domains.record import FINAL_LEAD, Record
 from datalayer.errors import AlreadyExists, NotFound, Unavailable
 from datalayer.ids import id_time_us
-from datalayer.schemas.metadata import MESSAGE_COLUMNS
+from datalayer.schemas.metadata import MESSAGE_COLUMNS, messages_table
 from datalayer.stores.base import Executed
 from datalayer.stores.sql.relation import message_relation
 from datalayer.stores.sql.statement import Statement, greatest, insert, limited, statement, values_of
 from datalayer.stores.sql.store import SqlProduct, SqlStore, Undo
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +45,12 @@ class SqlMessages(SqlStore):
     domain: ClassVar[str] = "messages"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
-        relation = message_relation(product.dialect, product.codec, attempt)
+        relation = texts(message_relation, product.dialect, product.codec, attempt=attempt)
         super().__init__(db, product, attempt, (relation,))
         self._relation = relation
         self._message = product.codec.message
         self._uuid = product.codec.bind_uuid
-        self._sql = MessageStatements(product.dialect, relation.table)
+        self._sql = texts(MessageStatements, product.dialect, attempt=attempt)
         blank = dict(zip(MESSAGE_COLUMNS, relation.to_row(tombstone(bytes(32), 0)), strict=True))
         self._blank = {f"no_{name}": blank[name] for name in ("body", "attachments", "attributes")}
 
@@ -173,7 +174,8 @@ def append_record(mutation: Append) -> Record:
 class MessageStatements:
     """The texts of one messages table."""
 
-    def __init__(self, dialect: Dialect, table: sa.Table) -> None:
+    def __init__(self, dialect: Dialect, attempt: int) -> None:
+        table = messages_table(attempt)
         columns = [table.c[name] for name in MESSAGE_COLUMNS]
         at = (
             table.c.conversation_id == sa.bindparam("of_conversation", type_=table.c.conversation_id.type),

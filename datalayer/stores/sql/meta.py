@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, cast
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from datalayer.schemas.metadata import (
 )
 from datalayer.stores.base import MetaRow, Role, Token
 from datalayer.stores.sql.statement import create_table, insert, statement, values_of
+from datalayer.stores.sql.texts import once
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,22 +35,14 @@ class SqlMeta:
         self, db: SqlDatabase, *, extra_tables: Sequence[sa.Table] = (), extra_ddl: Sequence[str] = ()
     ) -> None:
         self._db = db
+        self._extra_tables = extra_tables
         self._extra_ddl = extra_ddl
-        self._tables = (*base_tables(), *extra_tables)
-        dialect = db.dialect
-        meta, schema = meta_table(), schema_table()
-        self._schema = schema
-        self._revision = statement(dialect, sa.select(schema.c.version_num)).sql
-        stamp = insert(dialect, schema).values(version_num=sa.bindparam("version_num")).on_conflict_do_nothing()
-        self._stamp = statement(dialect, stamp, "version_num").sql
-        self._read = statement(dialect, sa.select(*(meta.c[name] for name in META_COLUMNS))).sql
-        self._write = statement(dialect, _upsert_meta(dialect, meta), *META_COLUMNS).sql
-        self._token = raise_token_sql(dialect)
+        self._sql = once(_Statements, db.dialect)
 
     async def ensure_schema(self, *, create: bool) -> None:
         """SchemaBehind or SchemaAhead unless this version can serve the schema; a missing one is made when told."""
         try:
-            rows = await self._db.fetch(self._revision)
+            rows = await self._db.fetch(self._sql.revision)
         except StaleRoute as error:
             if not create:
                 raise SchemaBehind("this database has no datalayer schema", hint=history.HINT) from error
@@ -62,7 +56,7 @@ class SqlMeta:
 
     async def read_meta(self) -> Mapping[tuple[str, int], MetaRow]:
         """All rows, by (domain, attempt)."""
-        rows = await self._db.fetch(self._read)
+        rows = await self._db.fetch(self._sql.read)
         found = [
             MetaRow(domain, attempt, owner, cast("Role", role), epoch) for domain, attempt, owner, role, epoch in rows
         ]
@@ -70,11 +64,11 @@ class SqlMeta:
 
     async def write_meta(self, row: MetaRow) -> None:
         """Upsert unless the stored row has a higher epoch."""
-        await self._db.run(self._write, (row.domain, row.attempt, row.deployment, row.role, row.epoch))
+        await self._db.run(self._sql.write, (row.domain, row.attempt, row.deployment, row.role, row.epoch))
 
     async def raise_token(self, token: Token, deadline: Deadline | None = None) -> None:
         """Record the token; LostLease when a higher one of the domain is there."""
-        if not await self._db.run(self._token, token_values(token), deadline=deadline):
+        if not await self._db.run(self._sql.token, token_values(token), deadline=deadline):
             raise overtaken(token)
 
     async def hold_token(self, tx: SqlTransaction, token: Token) -> None:
@@ -82,20 +76,34 @@ class SqlMeta:
 
         The first act of every coordinator's transaction: a newer coordinator's token is never overtaken.
         """
-        if not await tx.run(self._token, token_values(token)):
+        if not await tx.run(self._sql.token, token_values(token)):
             raise overtaken(token)
 
     async def _create(self) -> None:
         async with self._db.transaction() as tx:
-            for table in (self._schema, *self._tables):
-                for ddl in create_table(self._db.dialect, table):
-                    await tx.run(ddl)
-            for ddl in self._extra_ddl:
+            extra = (ddl for table in self._extra_tables for ddl in create_table(self._db.dialect, table))
+            for ddl in (*once(_first_ddl, self._db.dialect), *extra, *self._extra_ddl):
                 await tx.run(ddl)
             for revision in history.THIS.heads:
-                await tx.run(self._stamp, (revision,))
+                await tx.run(self._sql.stamp, (revision,))
 
 
+class _Statements:
+    def __init__(self, dialect: Dialect) -> None:
+        meta, schema = meta_table(), schema_table()
+        self.revision = statement(dialect, sa.select(schema.c.version_num)).sql
+        stamp = insert(dialect, schema).values(version_num=sa.bindparam("version_num")).on_conflict_do_nothing()
+        self.stamp = statement(dialect, stamp, "version_num").sql
+        self.read = statement(dialect, sa.select(*(meta.c[name] for name in META_COLUMNS))).sql
+        self.write = statement(dialect, _upsert_meta(dialect, meta), *META_COLUMNS).sql
+        self.token = raise_token_sql(dialect)
+
+
+def _first_ddl(dialect: Dialect) -> tuple[str, ...]:
+    return tuple(ddl for table in (schema_table(), *base_tables()) for ddl in create_table(dialect, table))
+
+
+@cache
 def raise_token_sql(dialect: Dialect) -> str:
     """Stores a token and locks its row; returns no row when a higher one of the domain is there."""
     return statement(dialect, _raise_token(dialect, token_table()), *TOKEN_COLUMNS).sql

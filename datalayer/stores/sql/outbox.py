@@ -15,6 +15,7 @@ from datalayer.schemas.metadata import outbox_tables
 from datalayer.stores.base import Entry
 from datalayer.stores.sql.journal import UNSYNCED, KeyLookUp
 from datalayer.stores.sql.statement import first, insert, last_byte, limited, statement
+from datalayer.stores.sql.texts import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ class SqlOutbox:
         self._db = store.db
         self._clock = store.product.clock
         self._tables = outbox_tables(store.domain, store.attempt, index)
-        self._sql = OutboxStatements(store.product.dialect, self._tables.outbox, INDEXED[store.domain])
+        self._sql = numbered(OutboxStatements, store.product.dialect, store.domain, index, number=store.attempt)
 
     async def enter(self, entries: Sequence[Entry]) -> None:
         if entries:
@@ -68,7 +69,8 @@ class SqlOutbox:
 class OutboxStatements:
     """The texts of one outbox."""
 
-    def __init__(self, dialect: Dialect, outbox: sa.Table, kinds: Sequence[str]) -> None:
+    def __init__(self, dialect: Dialect, domain: str, index: int, place: int) -> None:
+        outbox, kinds = outbox_tables(domain, place, index).outbox, INDEXED[domain]
         columns = ("kind", "key", "version", "gone", "since")
         core = insert(dialect, outbox).values({name: sa.bindparam(name) for name in columns})
         later = core.on_conflict_do_update(

@@ -16,6 +16,8 @@ from datalayer.domains.users import CLAIM, USER, claim_of
 from datalayer.schemas import metadata
 from datalayer.stores.sql.statement import (
     LookUp,
+    create_table,
+    drop_table,
     first,
     greatest,
     insert,
@@ -24,6 +26,7 @@ from datalayer.stores.sql.statement import (
     upsert_newer,
     values_of,
 )
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,35 +47,40 @@ class Relation:
         self,
         dialect: Dialect,
         kind: Kind,
-        table: sa.Table,
+        make_table: Callable[[int], sa.Table],
+        attempt: int,
         columns: tuple[str, ...],
         to_row: Callable[[Record], Row],
         to_record: Callable[[Row], Record],
         position: Callable[[bytes], Row],
         order: Callable[[bytes], Any],
     ) -> None:
+        self._dialect = dialect
         self.kind = kind
-        self.table = table
+        self._make_table = make_table
+        self.attempt = attempt
+        table = make_table(attempt)
+        self.name: str = table.name
         self.columns = columns
         self.to_row = to_row
         self.to_record = to_record
         self.position = position
         self.order = order
-        self.select = sa.select(*(table.c[name] for name in columns))
+        select = self.select
         keys = list(table.primary_key)
         self.key_names = tuple(column.name for column in keys)
         pk: Any = sa.tuple_(*keys) if len(keys) > 1 else keys[0]
         low, high = _bounds(keys, "low"), _bounds(keys, "high")
-        limited_select = limited(dialect, self.select.where(pk <= high).order_by(*keys))
+        limited_select = limited(dialect, select.where(pk <= high).order_by(*keys))
         highs, lows = [f"high_{name}" for name in self.key_names], [f"low_{name}" for name in self.key_names]
         self.scan_first = statement(dialect, limited_select, *highs, "limit").sql
         self.scan_after = statement(dialect, limited_select.where(pk > low), *highs, *lows, "limit").sql
-        self.last = statement(dialect, first(dialect, self.select.order_by(*(key.desc() for key in keys)))).sql
+        self.last = statement(dialect, first(dialect, select.order_by(*(key.desc() for key in keys)))).sql
         self.upsert = statement(dialect, upsert_newer(dialect, table, columns), *columns).sql
         one = [column == sa.bindparam(f"of_{column.name}", type_=column.type) for column in keys]
         ones = [f"of_{name}" for name in self.key_names]
         self.one = statement(dialect, sa.select(sa.literal_column("1")).select_from(table).where(*one), *ones).sql
-        self.stored = statement(dialect, self.select.where(*one), *ones).sql
+        self.stored = statement(dialect, select.where(*one), *ones).sql
         made = insert(dialect, table).values(values_of(columns)).on_conflict_do_nothing().returning(table.c.version)
         self.create = statement(dialect, made, *columns).sql
         seen = table.c.version == sa.bindparam("seen", type_=sa.BigInteger)
@@ -85,13 +93,40 @@ class Relation:
         self.lift = statement(dialect, lift, "now", "lead", *ones).sql
         """Raises the version of one row as a repair does: parameters now, lead of a tombstone, key."""
         item = tuple([None] * len(keys)) if len(keys) > 1 else None
-        self.look_up = LookUp(dialect, self.select.where(pk.in_(sa.bindparam("keys", expanding=True))), "keys", item)
+        self.look_up = LookUp(dialect, select.where(pk.in_(sa.bindparam("keys", expanding=True))), "keys", item)
         self.any = statement(dialect, first(dialect, sa.select(sa.literal_column("1")).select_from(table))).sql
+
+    def creation(self) -> list[str]:
+        """DDL that makes the table and its indexes where absent."""
+        return texts(_creation, self._dialect, self._make_table, attempt=self.attempt)
+
+    def removal(self) -> str:
+        """DDL that drops the table where it exists."""
+        return texts(_removal, self._dialect, self._make_table, attempt=self.attempt)
+
+    @property
+    def table(self) -> sa.Table:
+        """The table itself, for what is put together of it."""
+        return self._make_table(self.attempt)
+
+    @property
+    def select(self) -> sa.Select[Any]:
+        """Whole rows."""
+        table = self.table
+        return sa.select(*(table.c[name] for name in self.columns))
 
     def item(self, key: bytes) -> Any:
         """The value of ``look_up`` for a key."""
         position = self.position(key)
         return position if len(position) > 1 else position[0]
+
+
+def _creation(dialect: Dialect, make_table: Callable[[int], sa.Table], attempt: int) -> list[str]:
+    return create_table(dialect, make_table(attempt))
+
+
+def _removal(dialect: Dialect, make_table: Callable[[int], sa.Table], attempt: int) -> str:
+    return drop_table(dialect, make_table(attempt))
 
 
 def _bounds(keys: list[sa.Column[Any]], prefix: str) -> Any:
@@ -105,7 +140,8 @@ def message_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relatio
     return Relation(
         dialect,
         MESSAGE,
-        metadata.messages_table(attempt),
+        metadata.messages_table,
+        attempt,
         metadata.MESSAGE_COLUMNS,
         codec.message_row,
         codec.message_record,
@@ -119,7 +155,8 @@ def user_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
     return Relation(
         dialect,
         USER,
-        metadata.users_table(attempt),
+        metadata.users_table,
+        attempt,
         metadata.USER_COLUMNS,
         codec.user_row,
         codec.user_record,
@@ -133,7 +170,8 @@ def claim_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
     return Relation(
         dialect,
         CLAIM,
-        metadata.claims_table(attempt),
+        metadata.claims_table,
+        attempt,
         metadata.CLAIM_COLUMNS,
         codec.claim_row,
         codec.claim_record,
@@ -147,7 +185,8 @@ def conversation_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Re
     return Relation(
         dialect,
         CONVERSATION,
-        metadata.conversations_table(attempt),
+        metadata.conversations_table,
+        attempt,
         metadata.CONVERSATION_COLUMNS,
         codec.conversation_row,
         codec.conversation_record,
@@ -162,7 +201,8 @@ def member_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation
     return Relation(
         dialect,
         MEMBER,
-        metadata.members_table(attempt),
+        metadata.members_table,
+        attempt,
         metadata.MEMBER_COLUMNS,
         codec.member_row,
         codec.member_record,
@@ -177,7 +217,8 @@ def listed_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation
     return Relation(
         dialect,
         LISTED,
-        metadata.listings_table(attempt),
+        metadata.listings_table,
+        attempt,
         metadata.LISTED_COLUMNS,
         codec.listed_row,
         codec.listed_record,
@@ -192,7 +233,8 @@ def message_doc_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Rel
     return Relation(
         dialect,
         MESSAGE_DOC,
-        metadata.message_docs_table(attempt),
+        metadata.message_docs_table,
+        attempt,
         metadata.MESSAGE_DOC_COLUMNS,
         codec.message_doc_row,
         codec.message_doc_record,
@@ -206,7 +248,8 @@ def user_doc_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relati
     return Relation(
         dialect,
         USER_DOC,
-        metadata.user_docs_table(attempt),
+        metadata.user_docs_table,
+        attempt,
         metadata.USER_DOC_COLUMNS,
         codec.user_doc_row,
         codec.user_doc_record,
@@ -221,7 +264,8 @@ def media_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
     return Relation(
         dialect,
         MEDIA,
-        metadata.media_table(attempt),
+        metadata.media_table,
+        attempt,
         metadata.MEDIA_COLUMNS,
         codec.media_row,
         codec.media_record,
@@ -236,7 +280,8 @@ def object_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation
     return Relation(
         dialect,
         OBJECT,
-        metadata.media_objects_table(attempt),
+        metadata.media_objects_table,
+        attempt,
         metadata.OBJECT_COLUMNS,
         codec.object_row,
         codec.object_record,
@@ -251,7 +296,8 @@ def session_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relatio
     return Relation(
         dialect,
         SESSION,
-        metadata.sessions_table(attempt),
+        metadata.sessions_table,
+        attempt,
         metadata.SESSION_COLUMNS,
         codec.session_row,
         codec.session_record,
@@ -265,7 +311,8 @@ def cut_relation(dialect: Dialect, codec: RowCodec, attempt: int) -> Relation:
     return Relation(
         dialect,
         CUT,
-        metadata.session_cuts_table(attempt),
+        metadata.session_cuts_table,
+        attempt,
         metadata.CUT_COLUMNS,
         codec.cut_row,
         codec.cut_record,

@@ -11,6 +11,7 @@ from datalayer.domains.search import Found, FoundUser
 from datalayer.schemas.search import create_search, drop_search
 from datalayer.stores.sql.relation import message_doc_relation, user_doc_relation
 from datalayer.stores.sql.store import SqlProduct, SqlStore
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +37,8 @@ class SqlSearch(SqlStore):
     marker: ClassVar[str] = "?"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
-        self._messages = message_doc_relation(product.dialect, product.codec, attempt)
-        self._users = user_doc_relation(product.dialect, product.codec, attempt)
+        self._messages = texts(message_doc_relation, product.dialect, product.codec, attempt=attempt)
+        self._users = texts(user_doc_relation, product.dialect, product.codec, attempt=attempt)
         super().__init__(db, product, attempt, (self._messages, self._users))
         self._bind = product.codec.bind_uuid
 
@@ -51,7 +52,7 @@ class SqlSearch(SqlStore):
 
     def ddl(self) -> list[str]:
         """What makes this place."""
-        return create_search(self.product.dialect, self.attempt)
+        return texts(create_search, self.product.dialect, attempt=self.attempt)
 
     async def create(self) -> None:
         async with self.db.transaction() as tx:
@@ -69,7 +70,7 @@ class SqlSearch(SqlStore):
     async def messages(
         self, query: MessageQuery, limit: int, deadline: Deadline, *, after: tuple[UUID, UUID] | None = None
     ) -> list[Found]:
-        table, mark, bind = self._messages.table.name, self.marker, self._bind
+        table, mark, bind = self._messages.name, self.marker, self._bind
         parts = [self.one_of("conversation_id", query.conversations), *self.with_words(table, "body", query.phrases)]
         if query.sender_id is not None:
             parts.append(Part(f"sender_id = {mark}", (bind(query.sender_id),)))
@@ -87,7 +88,7 @@ class SqlSearch(SqlStore):
     async def users(
         self, phrase: Phrase, limit: int, deadline: Deadline, *, after: tuple[str, UUID] | None = None
     ) -> list[FoundUser]:
-        table, mark = self._users.table.name, self.marker
+        table, mark = self._users.name, self.marker
         parts = self.with_words(table, "names", (phrase,))
         if after is not None:
             parts.append(Part(f"(username, id) > ({mark}, {mark})", (after[0], self._bind(after[1]))))

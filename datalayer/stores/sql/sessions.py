@@ -20,6 +20,7 @@ from datalayer.stores.base import Executed
 from datalayer.stores.sql.relation import cut_relation, session_relation
 from datalayer.stores.sql.statement import limited, statement
 from datalayer.stores.sql.store import SqlProduct, SqlStore, Undo
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from datalayer.clock import Deadline
     from datalayer.domains.record import Key
+    from datalayer.stores.sql.codec import RowCodec
     from datalayer.stores.sql.database import Dialect, Row, SqlDatabase
     from datalayer.stores.sql.relation import Relation
     from datalayer.types import Session, SessionCut
@@ -42,11 +44,11 @@ class SqlSessions(SqlStore):
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
         dialect = product.dialect
-        self._session = session_relation(dialect, product.codec, attempt)
-        self._cut = cut_relation(dialect, product.codec, attempt)
+        self._session = texts(session_relation, dialect, product.codec, attempt=attempt)
+        self._cut = texts(cut_relation, dialect, product.codec, attempt=attempt)
         super().__init__(db, product, attempt, (self._session, self._cut))
         self._uuid = product.codec.bind_uuid
-        self._sql = _Statements(dialect, self._session, self._cut)
+        self._sql = texts(_Statements, dialect, product.codec, attempt=attempt)
 
     # --- reads -----------------------------------------------------------------------------------------------------
 
@@ -141,7 +143,8 @@ class SqlSessions(SqlStore):
 class _Statements:
     """The texts of the reads and of the purge."""
 
-    def __init__(self, dialect: Dialect, session: Relation, cut: Relation) -> None:
+    def __init__(self, dialect: Dialect, codec: RowCodec, attempt: int) -> None:
+        session, cut = session_relation(dialect, codec, attempt), cut_relation(dialect, codec, attempt)
         one, all_of = session.table, cut.table
         user = one.c.user_id == sa.bindparam("of_user", type_=one.c.user_id.type)
         mine = one.c.id == sa.bindparam("of_id", type_=one.c.id.type)

@@ -78,14 +78,22 @@ def expanded(dialect: Dialect, core: Executable | ClauseElement, name: str, item
 class LookUp:
     """A statement over an IN list, compiled for sizes 1, 2, 4 .. FETCH_CHUNK; a list is padded with its last item."""
 
-    __slots__ = ("_core", "_dialect", "_item", "_name", "_texts")
+    __slots__ = ("_core", "_dialect", "_item", "_name", "_names", "_patterns", "_texts")
 
     def __init__(self, dialect: Dialect, core: Executable | ClauseElement, name: str, item: object) -> None:
         self._dialect = dialect
         self._core = core
         self._name = name
         self._item = item
+        self._names = ("", "")
+        self._patterns: dict[int, str] = {}
         self._texts: dict[int, str] = {}
+
+    def renamed(self, mark: str, name: str) -> LookUp:
+        """The same look-up where every ``mark`` in its texts is ``name``; both share what is compiled."""
+        found = LookUp(self._dialect, self._core, self._name, self._item)
+        found._patterns, found._names = self._patterns, (mark, name)
+        return found
 
     def calls(self, items: Sequence[Any]) -> Iterable[tuple[str, list[Any]]]:
         """(text, parameters) of each chunk of the items; duplicates in a list are harmless."""
@@ -94,9 +102,14 @@ class LookUp:
             size = 1 << (len(chunk) - 1).bit_length()
             padded = [*chunk, *[chunk[-1]] * (size - len(chunk))]
             if size not in self._texts:
-                self._texts[size] = expanded(self._dialect, self._core, self._name, self._item, size)
+                self._texts[size] = self._pattern(size).replace(*self._names)
             flat = [value for item in padded for value in item] if isinstance(self._item, tuple) else padded
             yield self._texts[size], flat
+
+    def _pattern(self, size: int) -> str:
+        if size not in self._patterns:
+            self._patterns[size] = expanded(self._dialect, self._core, self._name, self._item, size)
+        return self._patterns[size]
 
 
 def insert(dialect: Dialect, table: sa.Table) -> Any:

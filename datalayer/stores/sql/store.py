@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from datalayer.errors import InvalidArgument, Quarantine, SchemaBehind, StaleRoute
 from datalayer.stores.base import ScanPage
-from datalayer.stores.sql.statement import create_table, drop_table
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -76,13 +75,13 @@ class SqlStore:
     async def create(self) -> None:
         async with self.db.transaction() as tx:
             for relation in self.relations.values():
-                for ddl in create_table(self.product.dialect, relation.table):
+                for ddl in relation.creation():
                     await tx.run(ddl)
 
     async def drop(self) -> None:
         async with self.db.transaction() as tx:
             for relation in self.relations.values():
-                await tx.run(drop_table(self.product.dialect, relation.table))
+                await tx.run(relation.removal())
 
     async def empty(self) -> bool:
         try:
@@ -90,7 +89,7 @@ class SqlStore:
                 if await self.db.fetch(relation.any):
                     return False
         except StaleRoute as error:
-            table = next(iter(self.relations.values())).table.name
+            table = next(iter(self.relations.values())).name
             raise SchemaBehind(f"the table {table} does not exist") from error
         return True
 

@@ -28,11 +28,12 @@ from datalayer.domains.users import (
     wanted_claims,
 )
 from datalayer.errors import AlreadyExists, Conflict, NotFound, Unavailable
-from datalayer.schemas.metadata import CLAIM_COLUMNS, USER_COLUMNS
+from datalayer.schemas.metadata import CLAIM_COLUMNS, USER_COLUMNS, claims_table, users_table
 from datalayer.stores.base import Executed
 from datalayer.stores.sql.relation import claim_relation, user_relation
 from datalayer.stores.sql.statement import greatest, insert, limited, statement, values_of
 from datalayer.stores.sql.store import SqlProduct, SqlStore, Undo
+from datalayer.stores.sql.texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,13 +51,13 @@ class SqlUsers(SqlStore):
     domain: ClassVar[str] = "users"
 
     def __init__(self, db: SqlDatabase, product: SqlProduct, attempt: int = 0) -> None:
-        users = user_relation(product.dialect, product.codec, attempt)
-        claims = claim_relation(product.dialect, product.codec, attempt)
+        users = texts(user_relation, product.dialect, product.codec, attempt=attempt)
+        claims = texts(claim_relation, product.dialect, product.codec, attempt=attempt)
         super().__init__(db, product, attempt, (users, claims))
         self._users = users
         self._user = product.codec.user
         self._uuid = product.codec.bind_uuid
-        self._sql = UserStatements(product.dialect, users.table, claims.table)
+        self._sql = texts(UserStatements, product.dialect, attempt=attempt)
 
     # --- reads -----------------------------------------------------------------------------------------------------
 
@@ -189,7 +190,8 @@ class SqlUsers(SqlStore):
 class UserStatements:
     """The texts of one users and one claims table."""
 
-    def __init__(self, dialect: Dialect, users: sa.Table, claims: sa.Table) -> None:
+    def __init__(self, dialect: Dialect, attempt: int) -> None:
+        users = users_table(attempt)
         columns = [users.c[name] for name in USER_COLUMNS]
         of_id = sa.bindparam("of_id", type_=users.c.id.type)
         one = sa.select(*columns).where(users.c.id == of_id)
@@ -208,7 +210,7 @@ class UserStatements:
         rest = USER_COLUMNS[1:]
         update = sa.update(users).where(users.c.id == of_id).values(values_of(rest))
         self.update = statement(dialect, update, *rest, "of_id").sql
-        self._claims(dialect, claims)
+        self._claims(dialect, claims_table(attempt))
 
     def _claims(self, dialect: Dialect, claims: sa.Table) -> None:
         of_kind = sa.bindparam("of_kind", type_=claims.c.kind.type)

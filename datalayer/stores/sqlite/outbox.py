@@ -28,7 +28,7 @@ class SqliteOutbox(SqlOutbox):
         self._sqlite = place.sqlite
         self._triggers = outbox_triggers(place.domain, place.attempt, index)
         self._prefix = outbox_prefix(place.domain, place.attempt, index)
-        self._followed = [place.relations[kind].table.name for kind in INDEXED[place.domain]]
+        self._followed = [place.relations[kind].name for kind in INDEXED[place.domain]]
 
     async def install(self) -> None:
         def work(connection: sqlite3.Connection) -> None:

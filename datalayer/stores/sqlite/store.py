@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from datalayer.schemas.metadata import journal_tables
 from datalayer.stores.sql.catalogue import SqlCatalogue
@@ -57,7 +57,7 @@ class SqlitePlace(SqlStore):
         def work(connection: sqlite3.Connection) -> None:
             mine = (self.domain, self.attempt)
             for relation in self.relations.values():
-                connection.execute(drop_table("sqlite", relation.table))
+                connection.execute(relation.removal())
             guards = "FROM datalayer_guard WHERE domain = ? AND place = ?"
             if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'datalayer_guard'").fetchall():
                 return
@@ -102,18 +102,21 @@ class SqliteSessions(SqlitePlace, SqlSessions):
     """Sessions in SQLite."""
 
 
+_ROWS: Final = SqliteRows()
+
+
 class SqliteProduct:
     """``SqlProduct`` of SQLite."""
 
     dialect: Dialect = "sqlite"
+    codec: RowCodec = _ROWS
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.codec: RowCodec = SqliteRows()
 
     async def sample(self, db: SqlDatabase, relation: Relation, n: int) -> list[Row]:
         """Rows at even steps of the row number, which follows the order of insertion, not of the keys."""
-        table = relation.table.name
+        table = relation.name
         steps = "WITH RECURSIVE step(at) AS (VALUES (1) UNION ALL SELECT at + 1 FROM step WHERE at < ?)"
         at = f"(SELECT at * (SELECT max(rowid) FROM {table}) / ? FROM step)"  # noqa: S608 - a name of the schema
         sql = f"{steps} SELECT {', '.join(relation.columns)} FROM {table} WHERE rowid IN {at}"  # noqa: S608 - as above
