@@ -54,27 +54,32 @@ async def opened(folder: Path, url: str = "memory://") -> AsyncIterator[DataLaye
         yield layer
 
 
-async def work(users: Any, ledgers: Path, seconds: float = 0.5, done: tuple[str, ...] = ()) -> Counter[str]:
-    """All roles for so long, and on a slow machine until each of ``done`` was done (20 s at most)."""
+async def work(
+    users: Any, ledgers: Path, seconds: float = 0.5, done: tuple[str, ...] = (), at_least: int = 0
+) -> Counter[str]:
+    """All roles for so long, and until each of ``done`` and so many acts in all were done (20 s at most)."""
     stop = asyncio.Event()
     processes: list[UserWorkload] = []
     for name in ("writer", "renamer", "mixed", "reader"):
         ledger, board = Ledger.create(ledgers, name), UserBoard(ledgers, own=name)
         made = UserWorkload(users, ledger, board, mix=parse_acts(name), rng=random.Random(name))
         processes.append(made)
-    ending = asyncio.create_task(_end(stop, processes, seconds, done))
+    ending = asyncio.create_task(_end(stop, processes, seconds, done, at_least))
     await asyncio.gather(*(process.run(stop, Pace(0, 3)) for process in processes))
     await ending
     return counted(processes)
 
 
-async def _end(stop: asyncio.Event, processes: list[UserWorkload], seconds: float, done: tuple[str, ...]) -> None:
+async def _end(
+    stop: asyncio.Event, processes: list[UserWorkload], seconds: float, done: tuple[str, ...], at_least: int
+) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     while loop.time() - began < 20.0:
         await asyncio.sleep(0.05)
         counts = counted(processes)
-        if loop.time() - began >= seconds and all(counts[name] for name in done):
+        enough = all(counts[name] for name in done) and counts.total() >= at_least
+        if loop.time() - began >= seconds and enough:
             break
     stop.set()
 
@@ -155,7 +160,7 @@ class Generous(Careless):
 @pytest.mark.parametrize(("store", "kind"), [(Forgetful, "lost"), (Blind, "stale"), (Generous, "duplicate")])
 async def test_a_mistake_of_the_store_is_noticed(tmp_path: Path, store: type[Careless], kind: str) -> None:
     async with opened(tmp_path) as layer:
-        await work(store(layer), tmp_path / "ledger")
+        await work(store(layer), tmp_path / "ledger", at_least=600)
         await read_users(layer.users, tmp_path / "ledger")
     assert user_oracle.check(read_ledgers(tmp_path / "ledger")).count(kind) > 0
 
