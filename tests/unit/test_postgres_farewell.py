@@ -75,3 +75,29 @@ async def test_a_connection_that_said_farewell_with_its_answer_is_not_used_again
     await database.close()
     server.close()
     listener.close()
+
+
+async def test_a_connection_given_up_while_it_is_being_made_is_closed_at_once() -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)
+        asked.set()
+        while await reader.read(1024):
+            pass
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    database = PostgresDatabase(BackendUrl.parse(f"postgresql://u@127.0.0.1:{port}/d"), name="main")
+    call = asyncio.create_task(database.fetch("SELECT 1"))
+    await asyncio.wait_for(asked.wait(), 10)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError) as kept:
+        await call
+    await asyncio.wait_for(left.wait(), 10)
+    assert kept.value is not None  # whoever keeps the error keeps no socket
+    await database.close()
+    server.close()
+    await server.wait_closed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -95,12 +96,7 @@ class PostgresDatabase:
         chosen = self._ordered() if arguments is None else arguments
         try:
             async with asyncio.timeout_at(min(until, loop.time() + CONNECT_TIMEOUT_S)):
-                connection = await DeadlineConnection.connect(
-                    autocommit=True,
-                    prepare_threshold=None if self._pgbouncer else PREPARE_AFTER,
-                    context=ADAPTERS,
-                    **chosen,
-                )
+                connection = await self._made(chosen)
         except (psycopg.Error, TimeoutError, OSError) as error:
             # the driver's error may quote its parameters: it is no __cause__ here
             raise translate_connect(error, self.where) from None
@@ -110,6 +106,20 @@ class PostgresDatabase:
             found = (connection.info.host, str(connection.info.port))
             self._hosts.sort(key=lambda host: host != found)
         return connection
+
+    async def _made(self, arguments: dict[str, Any]) -> DeadlineConnection:
+        try:
+            return await DeadlineConnection.connect(
+                autocommit=True,
+                prepare_threshold=None if self._pgbouncer else PREPARE_AFTER,
+                context=ADAPTERS,
+                **arguments,
+            )
+        except asyncio.CancelledError as stopped:
+            # The half-made connection is a local of the driver's frames, which the error keeps for as long as whoever holds
+            # it; its socket would stay open, and the server wait a minute for a login, with it every DROP DATABASE.
+            traceback.clear_frames(stopped.__traceback__)
+            raise
 
     def _ordered(self) -> dict[str, Any]:
         """The arguments with the host that answered last in front: one that is gone for good costs time."""
