@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 EXTRAS := postgres,cassandra,redis,s3,dynamodb,opensearch,parquet,test,dev,bench
 
 .PHONY: help demo test check deep soak bench docs stack clean
-.PHONY: lint types layers fast-units fast-fakes contract-on-servers others-on-servers without-servers real-needs
+.PHONY: lint types layers fast-units fast-fakes stores-on-servers jobs-on-servers without-servers real-needs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ check: $(STAMP)  ## types, lint, layers, unit tests and fakes: under a minute
 
 test: $(STAMP) real-needs  ## everything, on real servers that it installs and starts: under 20 minutes
 	@$(MAKE) --no-print-directory -k -j2 -Otarget lint types layers
-	@$(MAKE) --no-print-directory -k -j3 contract-on-servers others-on-servers without-servers
+	@$(MAKE) --no-print-directory -k -j3 stores-on-servers jobs-on-servers without-servers
 
 deep: $(STAMP)  ## the long programmes: under an hour
 	@grep -rqs 'mark.deep' tests --include='*.py' --exclude=conftest.py || { echo "make deep: no test is marked 'deep' yet"; exit 2; }
@@ -83,11 +83,11 @@ fast-fakes:
 	@DATALAYER_TIER=check $(BIN)/python -m pytest -q -m 'not servers and not deep' tests/contract tests/simulation
 
 # Three runs beside each other, each with servers of its own: two mostly wait for them, the third for the processor.
-contract-on-servers:
-	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'servers and not deep' tests/contract
+stores-on-servers:
+	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'servers and not deep' --ignore tests/acceptance tests
 
-others-on-servers:
-	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'servers and not deep' --ignore tests/contract tests
+jobs-on-servers:
+	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'servers and not deep' tests/acceptance
 
 without-servers:
 	@DATALAYER_TIER=test $(BIN)/python -m pytest -q -m 'not servers and not deep' tests

@@ -16,6 +16,7 @@ from datalayer.testing.simulation.world import Pair
 from tests.conftest import TIER
 from tests.simulation.budget import within
 from tests.simulation.index_mutants import INDEX_MUTANTS, IndexMutant
+from tests.simulation.seeds import tried
 
 SEEDS = 80
 PAIRS = [
@@ -79,7 +80,7 @@ def test_one_fault_anywhere_leaves_the_index_in_step() -> None:
 def test_each_planted_mistake_of_an_index_is_found(mutant: IndexMutant, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         mutant.patch(patch)
-        for seed in range(1, SEEDS):
+        for seed in tried(f"index: {mutant.name}", range(1, SEEDS)):
             try:
                 IndexedLife(seed, mutant.pair).run()
             except (Violation, Stuck, DatalayerError):

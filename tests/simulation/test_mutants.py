@@ -11,6 +11,7 @@ from datalayer.testing.simulation.loop import Stuck
 from datalayer.testing.simulation.matrix import Matrix, all_cases
 from tests.conftest import TIER
 from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.seeds import tried
 
 SEEDS = 240
 CASES = 400
@@ -22,14 +23,15 @@ CHOSEN = [m for m in MUTANTS if TIER != "check" or m.name in IN_CHECK]
 def hunted(mutant: Mutant) -> str | None:
     """How the mutant was found, or None."""
     if mutant.killed_by == "matrix":
-        cases = [c for c in all_cases([mutant.pair], random.Random(1)) if mutant.how in (None, c.how)]
-        for number, case in enumerate(cases[:CASES]):
+        cases = [c for c in all_cases([mutant.pair], random.Random(1)) if mutant.how in (None, c.how)][:CASES]
+        for number in tried(f"protocol: {mutant.name}", range(len(cases))):
+            case = cases[number]
             try:
                 Matrix(case.pair, case.journey, case).run()
             except (Violation, Stuck, DatalayerError) as error:
                 return f"case {number}: {error}"
         return None
-    for seed in range(1, SEEDS):
+    for seed in tried(f"protocol: {mutant.name}", range(1, SEEDS)):
         life = Life(seed, mutant.pair)
         if mutant.foreign and not life.plan.foreign:
             continue

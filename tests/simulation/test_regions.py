@@ -6,8 +6,9 @@ from datalayer.errors import DatalayerError
 from tests.conftest import TIER
 from tests.simulation.region_mutants import MUTANTS, Patch
 from tests.simulation.region_world import World, play
+from tests.simulation.seeds import tried
 
-RUNS = 60 if TIER == "check" else 600
+RUNS = {"check": 60, "test": 250, "deep": 3000}[TIER]
 RUNS_OF_MUTANT = 3000
 PLANTED = MUTANTS[1:4] if TIER == "check" else MUTANTS
 FAULTS = (0.0, 0.15, 0.4)
@@ -32,7 +33,7 @@ async def test_nothing_is_lost_stale_twice_or_back_whatever_dies(faults: float) 
 @pytest.mark.parametrize("mutant", PLANTED, ids=lambda mutant: mutant.__name__)
 async def test_a_planted_mistake_is_found(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    for seed in range(RUNS_OF_MUTANT):
+    for seed in tried(f"regions: {mutant.__name__}", range(RUNS_OF_MUTANT)):
         if await wrong(seed, FAULTS[seed % 3]):
             return
     raise AssertionError(f"not found in {RUNS_OF_MUTANT} runs")

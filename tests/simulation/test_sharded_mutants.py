@@ -15,6 +15,7 @@ from datalayer.testing.simulation.sharded_life import ShardedLife
 from datalayer.testing.simulation.sharded_matrix import SHARDED_JOURNEYS, ShardedMatrix
 from datalayer.testing.simulation.world import Pair
 from tests.conftest import TIER
+from tests.simulation.seeds import tried
 from tests.simulation.sharded_mutants import MUTANTS, Mutant
 from tests.simulation.takeover import send_home_half_moved, take_over, wake_when_armed
 
@@ -70,12 +71,13 @@ def hunt(mutant: Mutant) -> None:
     """Raises when the mutant is found."""
     match mutant.killed_by:
         case "matrix":
-            for case in _cases(mutant):
+            cases = _cases(mutant)
+            for case in (cases[number] for number in tried(f"sharding: {mutant.name}", range(len(cases)))):
                 ShardedMatrix(case.pair, case.journey, case).run()
         case "quiet":
             without_a_fault(mutant.journeys[0])
         case "lives":
-            for seed in range(1, SEEDS):
+            for seed in tried(f"sharding: {mutant.name}", range(1, SEEDS)):
                 ShardedLife(seed).run()
         case "half moved":
             send_home_half_moved()
