@@ -64,33 +64,30 @@ class S3Objects:
 
     async def _put(self, name: str, chunks: AsyncIterator[bytes], content_type: str, part: int) -> None:
         key = self._key(name)
-        pieces: list[bytes] = []
-        held = 0
+        held = bytearray()  # filled in place: pieces and what is joined of them would be twice the memory
         upload: _Parts | None = None
         try:
             async for chunk in chunks:
-                pieces.append(chunk)
-                held += len(chunk)
-                while held >= part:
-                    whole = b"".join(pieces)
-                    pieces, held = [whole[part:]], held - part
+                held += chunk
+                while len(held) >= part:
                     if upload is None:
                         upload = await _Parts.begin(self._backend, key, content_type)
-                    await upload.send(whole[:part])
-            rest = b"".join(pieces)
-            pieces.clear()
+                    piece = bytes(held[:part]) if len(held) > part else held
+                    held = held[part:]
+                    await upload.send(piece)
+                    del piece
             if upload is None:
-                await self._put_once(name, rest, content_type)
+                await self._put_once(name, held, content_type)
                 return
-            if rest:
-                await upload.send(rest)
+            if held:
+                await upload.send(held)
             await upload.complete()
             upload = None
         finally:
             if upload is not None:
                 await upload.abort()
 
-    async def _put_once(self, name: str, body: bytes, content_type: str) -> None:
+    async def _put_once(self, name: str, body: bytes | bytearray, content_type: str) -> None:
         for attempt in range(1, CONFLICTS_MAX + 1):
             try:
                 await self._backend.call(
@@ -239,7 +236,7 @@ class _Parts:
         made = await backend.call("create_multipart_upload", "an upload in parts", Key=key, ContentType=content_type)
         return cls(backend, key, made["UploadId"])
 
-    async def send(self, body: bytes) -> None:
+    async def send(self, body: bytes | bytearray) -> None:
         number = len(self._parts) + 1
         sent = await self._backend.call("upload_part", self._what, PartNumber=number, Body=body, **self._about)
         self._parts.append({"PartNumber": number, "ETag": sent["ETag"]})
