@@ -22,6 +22,7 @@ from datalayer.errors import (
 )
 from datalayer.migrators.actions import VERDICT
 from datalayer.migrators.around import Around, replay_around
+from datalayer.migrators.hold import HoldTooLong
 from datalayer.migrators.lease import held_lease
 from datalayer.migrators.lives import AGAIN_MAX, AnotherLife
 from datalayer.migrators.options import MigrateOptions, Silent, from_kept
@@ -47,6 +48,8 @@ DISARMED: Final = {Phase.ARMED: Phase.DUAL, Phase.ARMED_BACK: Phase.TARGET}
 """Where a cut-over that is not sealed steps back to."""
 RETRY_S: Final = 0.4
 PATIENCE_S: Final = 120.0
+HOLDS_MAX: Final = 5
+"""How often a hold is begun that came to its limit each time: on a busy machine the next one is shorter as a rule."""
 BEFORE_CUT_OVER: Final = frozenset({Until.DUAL, Until.BACKFILLED, Until.VERIFIED, None})
 _SILENT: Final = Silent()
 R = TypeVar("R")
@@ -213,12 +216,25 @@ class Coordinator:
             await self._stage(work, Stage.VERIFY)
 
     async def _stage(self, work: Work, stage: Stage) -> None:
-        """Run a stage; what fails retryably is tried again while the patience lasts."""
+        """Run a stage; what fails retryably is tried again while the patience lasts, a hold that came to its limit so
+        often.
+        """
+        held = 0
         until = work.clock.monotonic() + self._patience_s
         attempt = 0
         while True:
             try:
                 await run_stage(work, stage)
+            except HoldTooLong as error:
+                held += 1
+                if held == HOLDS_MAX:
+                    raise
+                self._reporter.note(f"{error.message}; trying again")
+                # The fence lapses first, and writers get at least as long as they had to wait.
+                await asyncio.sleep(2 * work.options.max_hold_ms / 1000)
+                await work.refresh()
+                if not self._still_due(work, stage):
+                    return
             except NotFinished:
                 raise
             except DatalayerError as error:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from datalayer.domains.record import Key
     from datalayer.migrators.work import Work
 
+
+class HoldTooLong(NotFinished):
+    """A hold that stepped back because it came to its limit: its fence lapses by itself, and another may be tried."""
+
+
 LOCK_TIMEOUT_S: Final = 0.2
 FENCE_TRIES: Final = 20
 CHANGED_MAX: Final = 50
@@ -137,7 +142,7 @@ async def fence_for_good(work: Work) -> str:
     try:
         await authority.seal(work.token, work.migration.flips)
     except MigrationError as error:
-        raise NotFinished(f"the hold took longer than {work.options.max_hold_ms:g} ms: {error.message}") from error
+        raise HoldTooLong(f"the hold took longer than {work.options.max_hold_ms:g} ms: {error.message}") from error
     return "sealed"
 
 
@@ -230,4 +235,4 @@ async def _check_budget(work: Work) -> None:
         return
     spent_ms = (work.clock.monotonic() - work.hold_began) * 1000
     if spent_ms >= work.options.max_hold_ms:
-        raise NotFinished(f"the hold took longer than {work.options.max_hold_ms:g} ms; it stepped back")
+        raise HoldTooLong(f"the hold took longer than {work.options.max_hold_ms:g} ms; it stepped back")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 SHAPE: Final = 1
-REFRESH_S: Final = 0.5
+REFRESH_S: Final = 0.25
 _WORDS: Final[dict[str, Any]] = {"type": "text", "analyzer": "datalayer_words", "norms": False}
 _KEYWORD: Final[dict[str, Any]] = {"type": "keyword"}
 _ANALYSIS: Final[dict[str, Any]] = {"analyzer": {"datalayer_words": {"type": "custom", "tokenizer": "whitespace"}}}

@@ -1,8 +1,10 @@
 """datalayer migrate: every way it ends, and that a refusal leaves nothing behind."""
 
 import asyncio
+import itertools
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from datalayer.domains.messages import tombstone
 from datalayer.errors import Unavailable
 from datalayer.ids import IdSource
 from datalayer.migrators import backfill, hold, run
-from datalayer.migrators.coordinator import Coordinator
+from datalayer.migrators.coordinator import HOLDS_MAX, Coordinator
 from datalayer.migrators.plan import PLAN, Action, Stage
 from datalayer.routing.places import Places
 from datalayer.stores.base import MetaRow
@@ -306,20 +308,42 @@ def test_ctrl_c_twice_stops_at_once(world: World, monkeypatch: pytest.MonkeyPatc
     assert world.phase() == "target"
 
 
-def test_a_hold_that_takes_too_long_steps_back_with_5(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.fill(5)
-    with monkeypatch.context() as patched:
-        drain = hold.drain
+def slow_drains(patched: pytest.MonkeyPatch, times: int) -> list[float]:
+    """The first so many holds come to a limit of 20 ms; when each of all was drained."""
+    drain, seen = hold.drain, []
 
-        async def slow(work: Any) -> str:
+    async def slow(work: Any) -> str:
+        seen.append(time.monotonic())
+        if len(seen) <= times:
             await asyncio.sleep(0.02)
             await hold._check_budget(work)
-            return await drain(work)
+        return await drain(work)
 
-        patched.setitem(run.HANDLERS, Action.DRAIN, slow)
+    patched.setitem(run.HANDLERS, Action.DRAIN, slow)
+    return seen
+
+
+def test_holds_that_take_too_long_step_back_and_end_with_5(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.fill(5)
+    with monkeypatch.context() as patched:
+        drained = slow_drains(patched, times=1000)
         ended = world.json("migrate", "messages", "--to", "other", "--yes", "--max-hold", "1", exit_code=5)
     assert "took longer than 1 ms" in ended["error"]["message"]
+    assert len(drained) == HOLDS_MAX
     assert world.phase() == "armed"
+    assert len(world.bodies()) == 5
+
+
+def test_a_hold_that_takes_too_long_is_tried_again_once_writers_had_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fill(5)
+    with monkeypatch.context() as patched:
+        drained = slow_drains(patched, times=2)
+        ended = world.run("migrate", "messages", "--to", "other", "--yes", "--max-hold", "20")
+    assert ended.stderr.count("the hold took longer than 20 ms; it stepped back; trying again") == 2
+    assert [later - one >= 0.04 for one, later in itertools.pairwise(drained)] == [True] * (len(drained) - 1)
+    assert world.phase() == "target"
     assert len(world.bodies()) == 5
 
 
