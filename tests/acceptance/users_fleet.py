@@ -38,6 +38,7 @@ ROLES = (
 SWEEP_EVERY_S = 0.4
 RESUMABLE = 5
 RESUMES_MAX = 5
+LONG_MS = 200.0
 
 
 class UserStage(Stage):
@@ -168,12 +169,15 @@ class UserFleet(Fleet):
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def holds(self) -> list[tuple[str, float]]:
-        """(slot group or domain, ms) of every hold of the run."""
+        """(slot group or domain, ms) of every hold of the run; what the long ones spent it on is told."""
         found = []
         async with open_places(self.stage.settings, SystemClock(), claim=False) as places:
             for migration in reversed(await places.control.migrations()):
                 document = await places.control.document(migration.id, "holds") or {"holds": []}
                 found += [(migration.domain, float(entry["ms"])) for entry in document["holds"]]
+                for entry in document["holds"]:
+                    if entry["ms"] > LONG_MS:
+                        self.tell(f"of the {entry['ms']} ms of {migration.domain}: {entry['parts_ms']}")
         return found
 
     async def rows_by_shard(self) -> dict[str, int]:
