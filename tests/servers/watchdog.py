@@ -25,6 +25,7 @@ MARK = "DATALAYER_SERVERS_RUN"
 _KILL_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 _GONE = "ZX"
+_STOPPED = "Tt"
 
 
 class Process(NamedTuple):
@@ -86,6 +87,7 @@ def freeze(root: int) -> list[Process]:
     if top is None:
         return []
     send(top, signal.SIGSTOP)
+    await_stopped(top)
     frozen: dict[int, Process] = {root: top}
     while True:
         fresh = [process for process in descendants([root]) if process.pid not in frozen]
@@ -93,7 +95,21 @@ def freeze(root: int) -> list[Process]:
             return list(frozen.values())
         for process in fresh:
             send(process, signal.SIGSTOP)
+            await_stopped(process)
             frozen[process.pid] = process
+
+
+def await_stopped(process: Process, timeout_s: float = _KILL_TIMEOUT_S) -> None:
+    """Waits until every thread of a process that was told to stop has stopped, or the process is gone."""
+    deadline = time.monotonic() + timeout_s
+    while (now := look(process.pid)) and now.started == process.started and time.monotonic() < deadline:
+        try:
+            threads = [look(int(one.name)) for one in Path(f"/proc/{process.pid}/task").iterdir()]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if all(thread is None or thread.state in _STOPPED for thread in threads):
+            return
+        time.sleep(_POLL_S)
 
 
 def await_gone(processes: Iterable[Process], timeout_s: float = _KILL_TIMEOUT_S) -> list[Process]:

@@ -23,6 +23,7 @@ from datalayer.errors import (
     Unavailable,
 )
 from datalayer.stores.sql.database import UniqueViolation
+from datalayer.stores.sqlite import faults
 from datalayer.stores.sqlite.database import SqliteDatabase
 
 CLOCK = SystemClock()
@@ -278,3 +279,8 @@ async def test_a_forked_child_is_told_to_open_again(db: SqliteDatabase, monkeypa
         await db.fetch("SELECT 1")
     monkeypatch.undo()
     assert await db.fetch("SELECT 1") == [(1,)]
+
+
+def test_a_table_that_is_gone_is_a_stale_route_whatever_code_its_error_has() -> None:
+    error = sqlite3.OperationalError("no such table: users_8")  # raised without a code, as beside a DROP
+    assert isinstance(faults.translate(error, "SQLite database s1.db"), StaleRoute)

@@ -49,6 +49,7 @@ _BY_CODE: Final[dict[int, Callable[[str], DatalayerError]]] = {
     sqlite3.SQLITE_PROTOCOL: lambda text: Unavailable(f"{text}: another process holds the lock"),
     sqlite3.SQLITE_INTERRUPT: lambda _: DeadlineExceeded("the statement was interrupted; nothing was written"),
 }
+_NO_TABLE: Final = "no such table"
 
 
 def is_busy(error: BaseException) -> bool:
@@ -66,7 +67,8 @@ def translate(error: BaseException, where: str, *, may_have_committed: bool = Fa
     code = _code(error)
     if code & _PRIMARY == sqlite3.SQLITE_CONSTRAINT:
         return _of_constraint(str(error), code, where)
-    if code & _PRIMARY == sqlite3.SQLITE_ERROR:
+    # the code of a missing table differs where another process dropped it meanwhile
+    if code & _PRIMARY == sqlite3.SQLITE_ERROR or str(error).startswith(_NO_TABLE):
         return _of_text(str(error), where)
     if code & _PRIMARY == sqlite3.SQLITE_IOERR and may_have_committed:
         return OutcomeUnknown(f"{where}: {error}")
@@ -84,7 +86,7 @@ def _of_constraint(text: str, code: int, where: str) -> DatalayerError:
 
 
 def _of_text(text: str, where: str) -> DatalayerError:
-    if text.startswith("no such table"):
+    if text.startswith(_NO_TABLE):
         return StaleRoute(f"{where}: {text}: the route is old, or the schema was never created")
     if "no such column" in text or "no column named" in text:
         return SchemaBehind(f"{where}: {text}", hint="datalayer schema upgrade")
