@@ -9,14 +9,14 @@ import pytest
 import sqlalchemy as sa
 
 from datalayer.domains.record import Key
-from datalayer.errors import MigrationError, NotFinished
+from datalayer.errors import MigrationError
 from datalayer.migrators import hold
 from datalayer.migrators.options import MigrateOptions
 from datalayer.stores.postgres.listener import Listener
 from datalayer.stores.sql.statement import expanded
 
 
-@pytest.mark.parametrize(("held_s", "error"), [(0.5, MigrationError), (5.0, NotFinished)])
+@pytest.mark.parametrize(("held_s", "error"), [(0.5, MigrationError), (5.0, hold.HoldTooLong)])
 async def test_a_difference_that_shows_after_the_fence_has_lapsed_says_nothing_about_the_copy(
     monkeypatch: pytest.MonkeyPatch, held_s: float, error: type[MigrationError]
 ) -> None:
