@@ -9,6 +9,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := postgres,cassandra,redis,s3,dynamodb,opensearch,parquet,test,dev,bench
 
+# Tests start hundreds of processes, and pytest rewrites every test module: compiled once, also where the environment says
+# that nothing is to be written beside the code.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.pytest_cache/compiled
+
 .PHONY: help demo test check deep soak bench docs stack clean
 .PHONY: lint types layers fast-units fast-fakes stores-on-servers jobs-on-servers without-servers real-needs
 

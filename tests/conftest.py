@@ -11,11 +11,6 @@ import pytest
 if TYPE_CHECKING:
     from tests.servers import Servers
 
-# Hundreds of processes of the command line are started: they share one compiled copy of the code, also where the run was told
-# to write none beside it.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
-
 Tier = Literal["check", "test", "deep"]
 _EXAMPLES: dict[Tier, int] = {"check": 30, "test": 100, "deep": 20_000}
 

@@ -182,11 +182,13 @@ async def test_what_expired_long_ago_is_purged_and_nothing_else(layer: DataLayer
 async def test_one_process_of_the_fleet_purges_by_itself(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(purger, "ROUND_S", 0.02)
     settings = _settings(tmp_path)
+    async with DataLayer.open(settings, clock=clock) as before:
+        await before.sessions.create(ANN, ttl=HOUR_S)
+    # Before anybody purges: a lease that was taken already would run out as well.
+    clock.ahead_us = HOUR_S * 1_000_000 + EXPIRY_GRACE_US + 1_000_000
+    monkeypatch.setattr(purger, "ROUND_S", 0.02)
     async with DataLayer.open(settings, clock=clock) as first, DataLayer.open(settings, clock=clock) as second:
-        await first.sessions.create(ANN, ttl=HOUR_S)
-        clock.ahead_us = HOUR_S * 1_000_000 + EXPIRY_GRACE_US + 1_000_000
         async with asyncio.timeout(10):
             while first.purger.taken + second.purger.taken < 1:
                 await asyncio.sleep(0.01)

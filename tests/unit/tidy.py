@@ -6,7 +6,7 @@ They read syntax trees, not text, so that a word in a comment or a planted examp
 import ast
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,10 +41,10 @@ class Tree:
     def trees(self) -> dict[str, ast.Module]:
         return {name: ast.parse(text) for name, text in self.sources.items()}
 
-    def nodes(self) -> Iterator[tuple[str, ast.AST]]:
-        for name, tree in self.trees.items():
-            for node in ast.walk(tree):
-                yield name, node
+    @cached_property
+    def nodes(self) -> list[tuple[str, ast.AST]]:
+        """Every node of every file, walked once for all rules."""
+        return [(name, node) for name, tree in self.trees.items() for node in ast.walk(tree)]
 
 
 def _words(name: str) -> set[str]:
@@ -68,7 +68,7 @@ def file_lengths(tree: Tree) -> list[str]:
 def function_lengths(tree: Tree) -> list[str]:
     return [
         f"{name}:{node.lineno} {node.name} has {lines} lines (<= {FUNCTION_LINES_MAX})"
-        for name, node in tree.nodes()
+        for name, node in tree.nodes
         if isinstance(node, _FUNCTION)
         and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
     ]
@@ -82,7 +82,7 @@ def banned_names(tree: Tree) -> list[str]:
     ]
     in_code = [
         f"{name}:{node.lineno} {node.name}: a name may not say {', '.join(sorted(bad))}"
-        for name, node in tree.nodes()
+        for name, node in tree.nodes
         if isinstance(node, (*_FUNCTION, ast.ClassDef)) and (bad := _words(node.name) & BANNED_WORDS)
     ]
     return in_paths + in_code
@@ -98,7 +98,7 @@ def skipped_tests(tree: Tree) -> list[str]:
     banned = {"skip", "skipif", "xfail", "importorskip", "skipTest", "skipIf", "skipUnless", "SkipTest"}
     return [
         f"{name}:{node.lineno} uses {node.attr}: a test runs or is deleted"
-        for name, node in tree.nodes()
+        for name, node in tree.nodes
         if isinstance(node, ast.Attribute) and node.attr in banned and name.startswith(("tests/", "datalayer/testing/"))
     ]
 
@@ -111,7 +111,7 @@ def broad_excepts(tree: Tree) -> list[str]:
 
     return [
         f"{name}:{node.lineno} catches everything without saying why on its line"
-        for name, node in tree.nodes()
+        for name, node in tree.nodes
         if isinstance(node, ast.ExceptHandler)
         and broad(node.type)
         and "#" not in tree.sources[name].splitlines()[node.lineno - 1]
@@ -124,7 +124,7 @@ def long_sleeps(tree: Tree) -> list[str]:
 
     return [
         f"{name}:{node.lineno} sleeps {node.args[0].value} s: wait for an event instead"
-        for name, node in tree.nodes()
+        for name, node in tree.nodes
         if isinstance(node, ast.Call)
         and called(node.func) == "sleep"
         and node.args
@@ -166,7 +166,7 @@ def listed_packages(tree: Tree) -> list[str]:
 def dead_files(tree: Tree) -> list[str]:
     """A module of the package that no other file imports or names in a string (lazy tables do)."""
     mentioned: set[tuple[str, str]] = set()
-    for name, node in tree.nodes():
+    for name, node in tree.nodes:
         if isinstance(node, ast.Import):
             mentioned.update((alias.name, name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
