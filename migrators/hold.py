@@ -1,8 +1,8 @@
 """The flip: fence, drain, fence for good, open the other side. One code path for both directions.
 
-From the first fence to the publication nothing may take long: the fence lapses by itself after max_hold, and every
-step checks that it has not. Whatever fails before the permanent fence steps back: the fence lapses, the phase stays
-armed, no client saw an error.
+From the first fence to the publication nothing may take longer than max_hold. What follows the permanent fence cannot
+be taken back, so the fence must be permanent by half of that: it lapses by itself then, and every step checks that it
+has not. Whatever fails before steps back: the fence lapses, the phase stays armed, no client saw an error.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class HoldTooLong(NotFinished):
     """A hold that stepped back because it came to its limit: its fence lapses by itself, and another may be tried."""
 
 
+SEALED_BY: Final = 0.5
+"""The share of max_hold after which a fence lapses that is not permanent; the rest is for opening the other side."""
 LOCK_TIMEOUT_S: Final = 0.2
 FENCE_TRIES: Final = 20
 CHANGED_MAX: Final = 50
@@ -57,27 +59,26 @@ async def check_hold(work: Work) -> str:
             work.note_changed(replayed.records)
             backlog = await replayer.backlog()
             rate = len(replayed.records) / max(seconds, 1e-6) or 1e6
-            if backlog <= SHORT_BACKLOG and backlog / rate < work.options.max_hold_ms / 2000:
+            if backlog <= SHORT_BACKLOG and backlog / rate < _lapse_s(work) / 2:
                 return f"backlog {backlog}"
             await asyncio.sleep(0)
     raise NotFinished(f"the journal holds {backlog} keys and does not get shorter: the hold would be too long")
 
 
 async def fence(work: Work) -> str:
-    """Refuse writes of everybody until max_hold has passed; no write is running when this returns."""
+    """Refuse writes of everybody until the fence lapses; no write is running when this returns."""
     if await _sealed(work):
         return "the fence is permanent already"
     authority, _ = work.places.sides(work.routing)
     async with work.replay_lock:
         work.flipping = True  # no round of the background replay is under way when the hold begins, and none will be
-    lapse_s = work.options.max_hold_ms / 1000
     refused: Unavailable | None = None
     for attempt in range(FENCE_TRIES):
         # A number for each try: of several tables, those fenced by the one before may be open again by now.
         flips = work.migration.flips + 1
         work.migration = await work.control.update_migration(work.token, work.migration.id, flips=flips)
         try:
-            await authority.fence(work.token, work.migration.flips, lapse_s, LOCK_TIMEOUT_S)
+            await authority.fence(work.token, work.migration.flips, _lapse_s(work), LOCK_TIMEOUT_S)
         except Unavailable as error:
             refused = error
             await asyncio.sleep(min(0.02 * 2**attempt, 0.4))
@@ -142,7 +143,7 @@ async def fence_for_good(work: Work) -> str:
     try:
         await authority.seal(work.token, work.migration.flips)
     except MigrationError as error:
-        raise HoldTooLong(f"the hold took longer than {work.options.max_hold_ms:g} ms: {error.message}") from error
+        raise HoldTooLong(f"{_too_long(work)}: {error.message}") from error
     return "sealed"
 
 
@@ -233,6 +234,13 @@ async def _sealed(work: Work) -> bool:
 async def _check_budget(work: Work) -> None:
     if work.hold_began is None:
         return
-    spent_ms = (work.clock.monotonic() - work.hold_began) * 1000
-    if spent_ms >= work.options.max_hold_ms:
-        raise HoldTooLong(f"the hold took longer than {work.options.max_hold_ms:g} ms; it stepped back")
+    if work.clock.monotonic() - work.hold_began >= _lapse_s(work):
+        raise HoldTooLong(_too_long(work))
+
+
+def _lapse_s(work: Work) -> float:
+    return SEALED_BY * work.options.max_hold_ms / 1000
+
+
+def _too_long(work: Work) -> str:
+    return f"the hold took longer than {_lapse_s(work) * 1000:g} ms, half of --max-hold; it stepped back"

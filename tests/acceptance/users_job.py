@@ -31,8 +31,6 @@ DRAIN_KILLS = ("fence_for_good.after=kill", "open_other.after=kill@2")
 HOME_KILLS = ("await_readers.after=kill", "fence_for_good.after=kill")
 UNDER_WAY_S = 3.0
 """After which a command has surely begun to move something."""
-SEALED_BY = 0.7
-"""The share of a hold's limit after which a fence that is not permanent steps back; what is left is for the publication."""
 YOUNG_S = 70.0
 """Longer than an orphan counts as taken."""
 
@@ -271,7 +269,7 @@ def main() -> None:
         kills=not chosen.no_kills,
         way_back=chosen.way_back,
         off_plan=chosen.off_plan,
-        max_hold_ms=SEALED_BY * chosen.limit if chosen.limit else 1000.0,
+        max_hold_ms=chosen.limit or 1000.0,
     )
     with Servers() as servers, tempfile.TemporaryDirectory() as folder:
         told = asyncio.run(play(servers, Path(folder) / "fleet", job, limit_ms=chosen.limit))

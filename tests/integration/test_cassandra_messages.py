@@ -16,7 +16,7 @@ from cassandra.query import BatchStatement
 from datalayer.domains.messages import to_message
 from datalayer.domains.record import Record
 from datalayer.errors import Quarantine, Unavailable
-from datalayer.stores.cassandra import bulk, cells, history, scan
+from datalayer.stores.cassandra import bulk, cells, cluster, history, scan
 from datalayer.stores.cassandra.backend import CassandraBackend
 from datalayer.stores.cassandra.binding import bound
 from datalayer.stores.cassandra.messages import CassandraMessages
@@ -31,6 +31,7 @@ from tests.integration.cassandra_backends import (
     within,
 )
 from tests.integration.murmur_twins import twin_conversation
+from tests.integration.replicated import until
 from tests.servers import Servers
 
 pytestmark = pytest.mark.servers
@@ -257,6 +258,48 @@ async def test_record_that_only_the_server_refuses_is_named_and_the_others_land(
     with pytest.raises(Quarantine):
         await store.apply([large])
     assert set(await store.fetch([r.ident for r in [large, *others]])) == {r.ident for r in others}
+
+
+@pytest.mark.parametrize("driver_s_own", [False, True])
+async def test_small_writes_wait_for_a_socket_that_is_full_of_large_ones(
+    store: CassandraMessages, servers: Servers, monkeypatch: pytest.MonkeyPatch, driver_s_own: bool
+) -> None:
+    rng = random.Random(29)
+    monkeypatch.setattr(cells, "CELL_BYTES_MAX", 64 << 20)
+    room = conversation_of(rng)
+    node = servers.cassandra()
+    await store.apply([message(room, START_US, rng)])  # its bucket is known: a request for each record from now on
+    connections = [pool._connection for pool in store._session._session._pools.values()]
+    if driver_s_own:  # the control: the driver would refuse them
+        monkeypatch.delattr(cluster._Connection, "_socket_writable")
+        for connection in connections:
+            connection._socket_writable = True
+    small = [message(room, START_US + 10 + n, rng) for n in range(50)]
+    node.pause()
+    try:
+        large = [
+            asyncio.create_task(store.apply([message(room, START_US + n, rng, body="x" * (9 << 20))])) for n in range(4)
+        ]
+        sizes = [-1]
+        await until(lambda: _is_still(connections, sizes))
+        writes = [asyncio.create_task(store.apply([record])) for record in small]
+        await asyncio.wait(writes, timeout=0.5)
+    finally:
+        node.resume()
+    answers = await asyncio.gather(*writes, return_exceptions=True)
+    refused = await asyncio.gather(*large, return_exceptions=True)
+    if driver_s_own:
+        assert any(isinstance(answer, Unavailable) for answer in answers)
+        return
+    assert all(isinstance(answer, Quarantine) for answer in refused)
+    assert answers == [None] * len(small)
+    assert set((await store.fetch([r.ident for r in small])).values()) == set(small)
+
+
+def _is_still(connections: list[Any], sizes: list[int]) -> bool:
+    """Whether something is queued, and as much as at the last look: the kernel takes nothing more."""
+    sizes.append(sum(len(piece) for connection in connections for piece in list(connection.deque)))
+    return 0 < sizes[-1] == sizes[-2]
 
 
 async def test_remainders_of_small_partitions_share_requests_within_what_the_server_takes_silently(

@@ -61,6 +61,20 @@ class _Connection(Cluster.connection_class):  # type: ignore[misc]
     in_buffer_size = RECEIVE_BYTES
     out_buffer_size = SEND_BYTES
 
+    @property
+    def _socket_writable(self) -> bool:
+        """Whether the driver may queue another request.
+
+        libev's reactor says no while the socket takes nothing more (one large request is enough), fails every other
+        request at once with ConnectionBusy, and never gives its number and its place in flight back. The session
+        bounds what is in flight and how long it may wait; a request that has to wait for the socket just waits.
+        """
+        return True
+
+    @_socket_writable.setter
+    def _socket_writable(self, _: bool) -> None:
+        """What the reactor saw is not kept."""
+
 
 def build(target: Target) -> Any:
     """A Cluster, not yet connected."""
