@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from tests.acceptance.growth_fleet import GrowthFleet, Judged, holds_line, table
+from tests.acceptance.kept import working_folder
 from tests.acceptance.side_kinds import TTL_S
 from tests.acceptance.users_data import SINCE_S, write
 from tests.servers import Servers
@@ -234,7 +234,7 @@ def main() -> int:
     )
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(Servers())
-        folder = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = chosen.keep or stack.enter_context(working_folder())
         judged = asyncio.run(play(servers, folder, job))
     return 0 if all(row.clean for row in judged) else 1
 

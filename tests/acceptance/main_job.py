@@ -8,12 +8,12 @@ prints what happened; any broken promise ends it with an error.
 
 import argparse
 import asyncio
-import tempfile
 from pathlib import Path
 from uuid import uuid4
 
 from datalayer.cli.demo.stage import Role
 from tests.acceptance.fleet import Fleet, configuration, holds_of
+from tests.acceptance.kept import working_folder
 from tests.servers import CassandraServer, Servers
 
 OVER_KILLS = ("backfill.page=kill@3", "verify.page=kill@2", "await_readers.after=kill", "drain.after=kill")
@@ -115,8 +115,8 @@ def main() -> None:
     parser.add_argument("--rest", type=float, default=5.0)
     parser.add_argument("--messages", type=int, default=5000)
     chosen = parser.parse_args()
-    with Servers() as servers, tempfile.TemporaryDirectory() as folder:
-        asyncio.run(play(servers, Path(folder) / "fleet", chosen.data, rest_s=chosen.rest, messages=chosen.messages))
+    with Servers() as servers, working_folder() as folder:
+        asyncio.run(play(servers, folder / "fleet", chosen.data, rest_s=chosen.rest, messages=chosen.messages))
 
 
 if __name__ == "__main__":

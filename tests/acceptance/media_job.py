@@ -11,7 +11,6 @@ import hashlib
 import json
 import random
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from uuid import UUID, uuid4
 from datalayer.layer import DataLayer
 from datalayer.settings import Settings, load_settings
 from datalayer.stores.memory.server import SERVERS
+from tests.acceptance.kept import working_folder
 from tests.hostile_files import hostile_round
 from tests.media_ground import Board, busy, mover, rows_and_bytes
 from tests.servers import Servers
@@ -163,14 +163,14 @@ def main() -> int:
     parser.add_argument("--objects", type=int, default=5000)
     parser.add_argument("--largest", type=int, default=64 << 20)
     chosen = parser.parse_args()
-    with Servers() as servers, tempfile.TemporaryDirectory() as name:
+    with Servers() as servers, working_folder() as name:
         for part in ("killed", "whole", "hostile"):
-            (Path(name) / part).mkdir()
-        killed = asyncio.run(job(servers, Path(name) / "killed", objects=chosen.objects, largest=chosen.largest))
+            (name / part).mkdir()
+        killed = asyncio.run(job(servers, name / "killed", objects=chosen.objects, largest=chosen.largest))
         whole = asyncio.run(
-            fresh_memory(servers, Path(name) / "whole", objects=chosen.objects // 5, largest=chosen.largest)
+            fresh_memory(servers, name / "whole", objects=chosen.objects // 5, largest=chosen.largest)
         )
-        escapes = asyncio.run(hostile_round(Path(name) / "hostile", 2000))
+        escapes = asyncio.run(hostile_round(name / "hostile", 2000))
     print(json.dumps({"killed": killed, "whole": whole, "escapes": escapes}, indent=1))
     good = not killed["wrong"] and not whole["wrong"] and killed["killed"] == len(KILLS) and not escapes
     return 0 if good and max(killed["memory_kb"], whole["memory_kb"]) <= MEMORY_KB else 1

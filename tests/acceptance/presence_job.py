@@ -11,11 +11,9 @@ import asyncio
 import json
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,6 +23,7 @@ from datalayer.settings import parse_settings
 from datalayer.stores.redis.demands import parse_info
 from datalayer.stores.redis.scripts import command
 from datalayer.types import Presence
+from tests.acceptance.kept import working_folder
 from tests.servers import Servers
 
 TICK_S = 0.05
@@ -168,12 +167,12 @@ async def failover(crowd: Crowd, cluster: Any, seconds: float) -> dict[str, Any]
 async def job(servers: Servers, users: int, every_s: float, seconds: float) -> dict[str, Any]:
     """The whole of it; what was found."""
     cluster = servers.fresh_redis_cluster(f"presence-{uuid4().hex[:6]}")
-    with tempfile.TemporaryDirectory() as folder:
+    with working_folder() as folder:
         document = {
             "backends": {"main": {"url": "sqlite:///main.sqlite"}, "redis": {"url": cluster.url}},
             "routes": {"presence": "redis"},
         }
-        async with DataLayer.open(parse_settings(document, directory=Path(folder))) as layer:
+        async with DataLayer.open(parse_settings(document, directory=folder)) as layer:
             crowd = Crowd(layer, [uuid4() for _ in range(users)], every_s)
             tasks = [asyncio.create_task(crowd.beat_on()), asyncio.create_task(crowd.look_on())]
             await asyncio.sleep(every_s)

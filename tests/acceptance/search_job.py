@@ -15,7 +15,6 @@ import asyncio
 import os
 import random
 import sys
-import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -32,6 +31,7 @@ from datalayer.layer import DataLayer, LayerOptions
 from datalayer.routing.documents import documents_of
 from datalayer.settings import load_settings
 from tests.acceptance.fleet import configuration
+from tests.acceptance.kept import working_folder
 from tests.integration.live import create_schemas
 from tests.servers import Servers
 from tests.servers.interface import Server
@@ -342,8 +342,8 @@ def main() -> None:
     parser.add_argument("--p99", type=float, default=whole.p99_s, help="Seconds that search may be behind at p99.")
     chosen = parser.parse_args()
     job = Job(chosen.operations, chosen.rate, chosen.seconds, p99_s=chosen.p99)
-    with Servers() as servers, tempfile.TemporaryDirectory() as folder:
-        asyncio.run(play(servers, Path(folder), job))
+    with Servers() as servers, working_folder() as folder:
+        asyncio.run(play(servers, folder, job))
 
 
 if __name__ == "__main__":

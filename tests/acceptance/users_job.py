@@ -11,7 +11,6 @@ prints what happened; any broken promise ends it with an error. Each hold of a s
 import argparse
 import asyncio
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from uuid import uuid4
 
 from datalayer.routing.shards import parse_group
 from datalayer.testing.user_probe import Holdings
+from tests.acceptance.kept import working_folder
 from tests.acceptance.users_data import write
 from tests.acceptance.users_fleet import ROLES, UserFleet, holds_text, latency_text
 from tests.servers import PostgresServer, Servers
@@ -271,8 +271,8 @@ def main() -> None:
         off_plan=chosen.off_plan,
         max_hold_ms=chosen.limit or 1000.0,
     )
-    with Servers() as servers, tempfile.TemporaryDirectory() as folder:
-        told = asyncio.run(play(servers, Path(folder) / "fleet", job, limit_ms=chosen.limit))
+    with Servers() as servers, working_folder() as folder:
+        told = asyncio.run(play(servers, folder / "fleet", job, limit_ms=chosen.limit))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(told, indent=1) + "\n")
 
