@@ -13,20 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from datalayer.errors import DatalayerError, NotFinished, PreconditionFailed, Quarantine
-from datalayer.routing.replay import Replayer
+from datalayer.routing.replay import BATCH, Replayer
 from datalayer.routing.shards import parse_group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from datalayer.control.base import Migration
     from datalayer.domains.record import Record
     from datalayer.migrators.work import Work
-    from datalayer.routing.places import Places
     from datalayer.routing.route import Place, Routing
     from datalayer.stores.base import Guard, Token
 
-BATCH: Final = 500
 ROUNDS: Final = 10_000
 SHORT_BACKLOG: Final = 200
 IDLE_S: Final = 0.02
@@ -108,18 +106,23 @@ async def _apply(around: Around, source: Guard, records: Sequence[Record]) -> No
         ) from error
 
 
-async def replay_around(places: Places, around: Around, note: Callable[[str], None]) -> None:
-    """Keep the domain's source in step for as long as its lease is held here, where no other process does it."""
+async def replay_around(work: Work, around: Around) -> None:
+    """Keep the domain's source in step for as long as its lease is held here, where no other process does it.
+
+    Not within a hold: a round asks the journals of all slot groups, and everybody's writes would wait for that, too.
+    """
     replayer: Replayer | None = None
     while True:
         idle = True
         try:
-            if replayer is None:
-                replayer = Replayer(places, around.routing, around.migration.id)
-                await replayer.load_quarantine()
-            idle = not (await replayer.step()).records
+            async with work.around_lock:
+                if not work.flipping:
+                    if replayer is None:
+                        replayer = Replayer(work.places, around.routing, around.migration.id)
+                        await replayer.load_quarantine()
+                    idle = len((await replayer.step()).records) < BATCH
         except DatalayerError as error:
             if not error.retryable:
-                note(f"replay of {around.migration.id}: {error.message}")
+                work.reporter.note(f"replay of {around.migration.id}: {error.message}")
             await asyncio.sleep(RETRY_S)
         await asyncio.sleep(IDLE_S if idle else 0)

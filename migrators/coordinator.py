@@ -313,8 +313,7 @@ class Coordinator:
             await write_roles(self._places, work.routing)
         tasks: list[asyncio.Task[None]] = [asyncio.create_task(self._strategy.follow(work), name="datalayer-follow")]
         if around is not None:
-            replaying = replay_around(self._places, around, self._reporter.note)
-            tasks.append(asyncio.create_task(replaying, name="datalayer-replay-domain"))
+            tasks.append(asyncio.create_task(replay_around(work, around), name="datalayer-replay-domain"))
         try:
             yield work
         finally:

@@ -70,8 +70,8 @@ async def fence(work: Work) -> str:
     if await _sealed(work):
         return "the fence is permanent already"
     authority, _ = work.places.sides(work.routing)
-    async with work.replay_lock:
-        work.flipping = True  # no round of the background replay is under way when the hold begins, and none will be
+    async with work.replay_lock, work.around_lock:
+        work.flipping = True  # no round of a background replay is under way when the hold begins, and none will be
     refused: Unavailable | None = None
     for attempt in range(FENCE_TRIES):
         # A number for each try: of several tables, those fenced by the one before may be open again by now.

@@ -10,6 +10,7 @@ from datalayer.migrators.actions import VERDICT, fit_target, run_verification
 from datalayer.migrators.plan import PLAN
 from datalayer.migrators.run import HANDLERS, QUIET
 from datalayer.migrators.strategy import Strategy
+from datalayer.routing.replay import BATCH
 
 if TYPE_CHECKING:
     from datalayer.control.base import Migration
@@ -29,7 +30,7 @@ async def follow(work: Work) -> None:
                 async with work.replay_lock:
                     replayed = await (await work.replayer()).step()
                 work.note_changed(replayed.records)
-                idle = not replayed.records
+                idle = len(replayed.records) < BATCH
             except DatalayerError as error:
                 if not error.retryable:
                     work.reporter.note(f"replay: {error.message}")

@@ -44,6 +44,8 @@ class Work:
     reporter: Reporter
     failpoints: Failpoints
     replay_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    around_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Had by a round of the domain's replay around a slot group's move."""
     hold_began: float | None = None
     flipping: bool = False
     """The background replay pauses: the flip replays itself."""

@@ -20,7 +20,7 @@ from datalayer.routing.flip import finish_flip, write_roles
 from datalayer.routing.indexes import SEARCH
 from datalayer.routing.marks import mark_again
 from datalayer.routing.regionrecord import check_routing
-from datalayer.routing.replay import Replayer
+from datalayer.routing.replay import BATCH, Replayer
 from datalayer.routing.route import LEASE_BINDS
 from datalayer.routing.shards import parse_group
 from datalayer.stores.base import Token
@@ -42,6 +42,8 @@ POLL_REST_S: Final = 0.25
 POLL_ARMED_S: Final = 0.005
 ASSIST_S: Final = 0.5
 ASSIST_SLICE_S: Final = 1.0
+ASSIST_PAUSE_S: Final = 0.02
+"""The least pause after a round that was not full: of many slot groups' journals a round costs as much as a hundred reads."""
 COORDINATOR_TTL_S: Final = 5.0
 MARK_AGAIN_S: Final = 1.0
 
@@ -384,5 +386,9 @@ class Watchdog:
                 await write_roles(self._places, published)
                 return
         until = self._clock.monotonic() + (0.0 if migration.paused else ASSIST_SLICE_S)
-        while self._clock.monotonic() < until and (await replayer.step()).records:
-            pass
+        while (began := self._clock.monotonic()) < until:
+            found = len((await replayer.step()).records)
+            if not found:
+                return
+            if found < BATCH:
+                await self._sleep(max(ASSIST_PAUSE_S, self._clock.monotonic() - began))

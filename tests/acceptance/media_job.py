@@ -167,9 +167,7 @@ def main() -> int:
         for part in ("killed", "whole", "hostile"):
             (name / part).mkdir()
         killed = asyncio.run(job(servers, name / "killed", objects=chosen.objects, largest=chosen.largest))
-        whole = asyncio.run(
-            fresh_memory(servers, name / "whole", objects=chosen.objects // 5, largest=chosen.largest)
-        )
+        whole = asyncio.run(fresh_memory(servers, name / "whole", objects=chosen.objects // 5, largest=chosen.largest))
         escapes = asyncio.run(hostile_round(name / "hostile", 2000))
     print(json.dumps({"killed": killed, "whole": whole, "escapes": escapes}, indent=1))
     good = not killed["wrong"] and not whole["wrong"] and killed["killed"] == len(KILLS) and not escapes
