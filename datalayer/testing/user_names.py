@@ -140,9 +140,13 @@ class NameStory:
                 write.version = min(look.version for look in self.shown if look.token == write.token)
 
     def setters(self, name: str) -> list[NameWrite]:
-        """Those that surely happened, in their order."""
+        """Those that surely happened, in their order.
+
+        Of several deletes (one that found a tombstone succeeds, too) nobody knows which one it was: by the first that
+        began the user may be gone. Ledgers come file by file, so the order of ``writes`` says nothing.
+        """
         found = [write for write in self.writes if write.applied and write.sets_field(name)]
-        return sorted(found, key=lambda write: write.version)
+        return sorted(found, key=lambda write: (write.version, write.began_ns))
 
     def doubtful(self, name: str) -> list[NameWrite]:
         """Setters that may have happened or may yet."""

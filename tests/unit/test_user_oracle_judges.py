@@ -145,6 +145,15 @@ def test_a_name_taken_again_after_a_delete_is_no_duplicate_and_before_it_one() -
     assert early.kinds() == ["duplicate"]
 
 
+def test_of_two_deletes_the_first_that_began_frees_the_name_however_the_ledgers_are_read() -> None:
+    told = Told()
+    told.wrote(ONE, 0, 5, Sets(7, 0))
+    told.wrote(ONE, 40, 41, Sets(), op=Op.DELETE)  # found a tombstone; its process's ledger is read first
+    told.wrote(ONE, 10, 11, Sets(), op=Op.DELETE)
+    told.wrote(TWO, 12, 13, Sets(7, 0))
+    assert told.kinds() == []
+
+
 def test_a_killed_rename_may_have_freed_the_name() -> None:
     told = Told()
     told.wrote(ONE, 0, 5, Sets(7, 0))
