@@ -1,6 +1,6 @@
 """The flip: fence, drain, fence for good, open the other side. One code path for both directions.
 
-From the first fence to the publication nothing may take longer than max_hold. What follows the permanent fence cannot
+From the first fence to the publication nothing should take longer than max_hold. What follows the permanent fence cannot
 be taken back, so the fence must be permanent by half of that: it lapses by itself then, and every step checks that it
 has not. Whatever fails before steps back: the fence lapses, the phase stays armed, no client saw an error.
 """
@@ -59,7 +59,7 @@ async def check_hold(work: Work) -> str:
             work.note_changed(replayed.records)
             backlog = await replayer.backlog()
             rate = len(replayed.records) / max(seconds, 1e-6) or 1e6
-            if backlog <= SHORT_BACKLOG and backlog / rate < _lapse_s(work) / 2:
+            if backlog <= SHORT_BACKLOG and backlog / rate < _lapse_s(work):
                 return f"backlog {backlog}"
             await asyncio.sleep(0)
     raise NotFinished(f"the journal holds {backlog} keys and does not get shorter: the hold would be too long")
@@ -67,11 +67,11 @@ async def check_hold(work: Work) -> str:
 
 async def fence(work: Work) -> str:
     """Refuse writes of everybody until the fence lapses; no write is running when this returns."""
+    async with work.around_lock, work.replay_lock:
+        work.flipping = True  # no round of a background replay is under way when the hold begins, and none will be
     if await _sealed(work):
         return "the fence is permanent already"
     authority, _ = work.places.sides(work.routing)
-    async with work.replay_lock, work.around_lock:
-        work.flipping = True  # no round of a background replay is under way when the hold begins, and none will be
     refused: Unavailable | None = None
     for attempt in range(FENCE_TRIES):
         # A number for each try: of several tables, those fenced by the one before may be open again by now.
@@ -125,6 +125,8 @@ async def check_changed(work: Work) -> str:
     wrong, _ = await together(_unequal(work, keys), check_same(work))
     # Before the verdict: once the fence has lapsed, writes go on and the sides may well differ.
     await _check_budget(work)
+    if wrong and (await work.places.sides(work.routing)[0].state()).fence == "open":
+        raise HoldTooLong(_too_long(work))  # of several tables the first fence may have lapsed by now
     if wrong:
         raise MigrationError(f"{len(wrong)} record(s) differ inside the hold, first: {wrong[0][0]} {wrong[0][1].hex()}")
     return f"{len(keys)} of {len(work.changed)} changed keys equal"

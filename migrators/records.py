@@ -25,12 +25,13 @@ async def follow(work: Work) -> None:
     """Replay the journal, except while a flip does that itself."""
     while True:
         idle = True
-        if work.routing.mirror is not None and not work.flipping:
+        if work.routing.mirror is not None:
             try:
                 async with work.replay_lock:
-                    replayed = await (await work.replayer()).step()
-                work.note_changed(replayed.records)
-                idle = len(replayed.records) < BATCH
+                    if not work.flipping:
+                        replayed = await (await work.replayer()).step()
+                        work.note_changed(replayed.records)
+                        idle = len(replayed.records) < BATCH
             except DatalayerError as error:
                 if not error.retryable:
                     work.reporter.note(f"replay: {error.message}")

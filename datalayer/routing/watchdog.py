@@ -391,4 +391,5 @@ class Watchdog:
             if not found:
                 return
             if found < BATCH:
-                await self._sleep(max(ASSIST_PAUSE_S, self._clock.monotonic() - began))
+                now = self._clock.monotonic()
+                await self._sleep(min(max(ASSIST_PAUSE_S, now - began), max(0.0, until - now)))

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +210,7 @@ async def _grow(fleet: GrowthFleet, to: str, job: Job) -> None:
             assert row.clean, row
 
 
-def main() -> int:
+def main() -> None:
     """Run it by hand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
@@ -236,8 +235,9 @@ def main() -> int:
         servers = stack.enter_context(Servers())
         folder = chosen.keep or stack.enter_context(working_folder())
         judged = asyncio.run(play(servers, folder, job))
-    return 0 if all(row.clean for row in judged) else 1
+        if not all(row.clean for row in judged):
+            raise SystemExit(1)  # within the block: the ledgers stay
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,7 +22,7 @@ SECONDS = {
 }
 
 
-LONGEST = 20
+LONGEST = {"check": 20, "test": 10, "deep": 2}[TIER]
 """How often a programme may take its seconds until it has met what it must."""
 
 

@@ -23,7 +23,7 @@ from datalayer.migrators.coordinator import HOLDS_MAX, Coordinator
 from datalayer.migrators.plan import PLAN, Action, Stage
 from datalayer.routing.places import Places
 from datalayer.stores.base import MetaRow
-from datalayer.stores.memory.server import server_named
+from datalayer.stores.memory.server import MemoryServer, server_named
 from tests.unit.cli_world import ROOM, SECRET, World, fresh_world
 
 
@@ -321,6 +321,21 @@ def slow_drains(patched: pytest.MonkeyPatch, times: int) -> list[float]:
 
     patched.setitem(run.HANDLERS, Action.DRAIN, slow)
     return seen
+
+
+def test_a_fence_lapses_at_half_of_max_hold(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.fill(5)
+    lapses: list[float] = []
+    fence = MemoryServer.fence
+
+    def noted(server: MemoryServer, place: Any, attempt: int, token: Any, flip: int, lapse_s: float) -> None:
+        lapses.append(lapse_s)
+        fence(server, place, attempt, token, flip, lapse_s)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryServer, "fence", noted)
+        world.run("migrate", "messages", "--to", "other", "--yes", "--max-hold", "900")
+    assert lapses == [0.45]
 
 
 def test_holds_that_take_too_long_step_back_and_end_with_5(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,9 +65,11 @@ class _Connection(Cluster.connection_class):  # type: ignore[misc]
     def _socket_writable(self) -> bool:
         """Whether the driver may queue another request.
 
-        libev's reactor says no while the socket takes nothing more (one large request is enough), fails every other
-        request at once with ConnectionBusy, and never gives its number and its place in flight back. The session
-        bounds what is in flight and how long it may wait; a request that has to wait for the socket just waits.
+        libev's reactor says no while the socket takes nothing more (one large request is enough). Then every other
+        request fails at once with ConnectionBusy, or goes to another host where there is one, and its number and its
+        place in flight are never given back. So a request that has to wait for the socket just waits, as long as its
+        own time lasts. What it has queued stays in memory until the socket takes it or the heartbeat, unanswered for
+        two periods, ends the connection.
         """
         return True
 

@@ -305,8 +305,10 @@ def all_cases(pairs: Iterable[Pair], rng: random.Random, matrix: type[Matrix] = 
                     lanes.setdefault((point.action, case.fault, how), []).append(case)
     for lane in lanes.values():
         rng.shuffle(lane)
-    longest = max(map(len, lanes.values()))
-    return [lane[at] for at in range(longest) for lane in lanes.values() if at < len(lane)]
+    order = list(lanes.values())
+    rng.shuffle(order)  # else a short programme would end before the first cut-over
+    longest = max(map(len, order))
+    return [lane[at] for at in range(longest) for lane in order if at < len(lane)]
 
 
 def _cases_at(pair: Pair, journey: str, point: Point, rng: random.Random) -> Iterable[Case]:
