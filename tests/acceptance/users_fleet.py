@@ -18,7 +18,7 @@ from datalayer.migrators.opening import open_places
 from datalayer.migrators.shards import sharding_of
 from datalayer.routing.shards import parse_group
 from datalayer.testing import user_oracle
-from datalayer.testing.ledger import Ledger, read_ledgers
+from datalayer.testing.ledger import Kind, Ledger, read_ledgers
 from datalayer.testing.timeline import Spread, calls_of, spread_of
 from datalayer.testing.user_oracle import KINDS, UserFindings
 from datalayer.testing.user_probe import Holdings, hold, read_users, told_in
@@ -209,6 +209,11 @@ class UserFleet(Fleet):
         )
         for violation in found.violations[:20]:
             self.tell(str(violation))
+        twice = [one.detail.rsplit(": ", 1)[1].split(" and ") for one in found.violations if " at once: " in one.detail]
+        users = {bytes.fromhex(user) for pair in twice[:5] for user in pair}
+        for event in read_ledgers(self.stage.ledgers) if users else ():
+            if event.key[16:] in users and event.kind is not Kind.PAGE:
+                self.tell(str(event))
         return found
 
     def latencies(self) -> list[tuple[str, Spread, Spread]]:

@@ -154,6 +154,18 @@ def test_of_two_deletes_the_first_that_began_frees_the_name_however_the_ledgers_
     assert told.kinds() == []
 
 
+def test_a_rename_and_a_late_second_delete_do_not_make_the_address_a_duplicate() -> None:
+    told, token = Told(), bytes([6] * 16)
+    told.wrote(ONE, 0, 40, Sets(7, 7))
+    told.tell(Kind.BEGIN, Op.EDIT, ONE, 60, 60, token=token, text=Sets(username=8).note)
+    facts = {"version": START_US + 90, "token": token, "outcome": Outcome.APPLIED}
+    told.tell(Kind.ACK, Op.EDIT, ONE, 60, 100, seq=told.seq, text=Sets(8, 7).note, **facts)  # type: ignore[arg-type]
+    told.wrote(ONE, 231, 300, Sets(), op=Op.DELETE)  # found the tombstone; its file is read first
+    told.wrote(ONE, 120, 290, Sets(), op=Op.DELETE)
+    told.wrote(TWO, 192, 230, Sets(7, 7))
+    assert told.kinds() == []
+
+
 def test_a_killed_rename_may_have_freed_the_name() -> None:
     told = Told()
     told.wrote(ONE, 0, 5, Sets(7, 0))
