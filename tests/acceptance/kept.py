@@ -13,7 +13,7 @@ def working_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="datalayer-job-"))
     try:
         yield folder
-    except BaseException:
+    except BaseException:  # also an interrupted job: whatever it was is raised again
         print(f"the ledgers of this run are kept in {folder}")
         raise
     shutil.rmtree(folder)

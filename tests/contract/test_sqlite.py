@@ -106,18 +106,18 @@ class TestSearchReads(_Sqlite, SearchReadsSuite):
     pass
 
 
-class TestSearchReadsOfCommonWords(_Sqlite, SearchReadsSuite):
+class TestSearchReadsOfFrequentWords(_Sqlite, SearchReadsSuite):
     """Every word is one that many messages hold; ``rooms``: up to so many conversations each row is asked by itself."""
 
     rooms = 64
 
     @pytest.fixture(autouse=True)
-    def common(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def frequent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datalayer.stores.sqlite.search.FEW", 0)
         monkeypatch.setattr("datalayer.stores.sqlite.search.ROOMS", self.rooms)
 
 
-class TestSearchReadsOfManyRooms(TestSearchReadsOfCommonWords):
+class TestSearchReadsOfManyRooms(TestSearchReadsOfFrequentWords):
     rooms = 0
 
 

@@ -16,9 +16,12 @@ from datalayer.stores.postgres.listener import Listener
 from datalayer.stores.sql.statement import expanded
 
 
-@pytest.mark.parametrize(("held_s", "error"), [(0.5, MigrationError), (5.0, hold.HoldTooLong)])
+@pytest.mark.parametrize(
+    ("held_s", "fence", "error"),
+    [(0.4, "lapsing", MigrationError), (0.4, "open", hold.HoldTooLong), (0.5, "lapsing", hold.HoldTooLong)],
+)
 async def test_a_difference_that_shows_after_the_fence_has_lapsed_says_nothing_about_the_copy(
-    monkeypatch: pytest.MonkeyPatch, held_s: float, error: type[MigrationError]
+    monkeypatch: pytest.MonkeyPatch, held_s: float, fence: str, error: type[MigrationError]
 ) -> None:
     """Writes go on then. It ended a migration for good, with "differ inside the hold", on a machine under load."""
 
@@ -29,12 +32,19 @@ async def test_a_difference_that_shows_after_the_fence_has_lapsed_says_nothing_a
     async def not_sealed(_: Any) -> bool:
         return False
 
+    async def state() -> SimpleNamespace:
+        return SimpleNamespace(fence=fence)
+
     monkeypatch.setattr(hold, "_sealed", not_sealed)
     monkeypatch.setattr(hold, "_verifier", lambda _: Verifier())
+    sides = SimpleNamespace(state=state), None
     clock = SimpleNamespace(monotonic=lambda: held_s)
     options = MigrateOptions(max_hold_ms=1000.0)
     changed = {("claim", bytes(20)): None}
-    work: Any = SimpleNamespace(changed=changed, hold_began=0.0, clock=clock, options=options, mirror_life="")
+    places = SimpleNamespace(sides=lambda _: sides)
+    work: Any = SimpleNamespace(
+        changed=changed, hold_began=0.0, clock=clock, options=options, mirror_life="", places=places, routing=None
+    )
     with pytest.raises(MigrationError) as caught:
         await hold.check_changed(work)
     assert type(caught.value) is error
